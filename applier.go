@@ -1,0 +1,356 @@
+package failback
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/failback/failback/cbt"
+	"github.com/failback/failback/transport"
+	"github.com/failback/failback/transport/message"
+)
+
+// An applier writes what arrives at the target and makes it durable.
+//
+// Frames belong to a generation: all that came on a stream between two
+// barriers. A generation is complete when its closing barrier has come on every
+// stream and all of its frames are written. Then, in this order (L10):
+//
+//  1. sync the volume: the data is on the medium, nobody has been told
+//  2. read it back from the medium and hold it against the source's digests (L7)
+//  3. acknowledge: only now may the source forget these blocks (L2)
+//
+// A crash between any two repeats work at the next session and loses none.
+type applier struct {
+	vol     *meter
+	layout  *layout
+	key     [16]byte
+	conn    *transport.Conn // acknowledgements and credit go here
+	writers int
+
+	jobs  chan writeJob
+	turns chan *generation // in order
+	over  chan struct{}    // closed when the final generation is done
+
+	written  atomic.Int64
+	received atomic.Int64 // stored bytes of bodies, for progress
+
+	mu      sync.Mutex
+	streams []inflow
+	newest  *generation
+	taken   int64 // cost of what the source has sent and was not given back
+	window  int64
+}
+
+// inflow is what the applier knows of one stream.
+type inflow struct {
+	gen    *generation
+	frames uint64
+	final  bool
+}
+
+// A generation is what is made durable by one sync.
+type generation struct {
+	id       uint64
+	final    bool
+	next     *generation
+	mu       sync.Mutex
+	pending  int // frames not yet written, and barriers not yet come
+	records  []record
+	complete chan struct{}
+}
+
+// A record is one frame's part of what is to be read back.
+type record struct {
+	spans []message.Extent
+	sums  []byte // 16 bytes a piece; nil: zeroes
+}
+
+type writeJob struct {
+	frame *transport.Frame
+	gen   *generation
+}
+
+func newApplier(streams int) *applier {
+	a := &applier{jobs: make(chan writeJob, 256), turns: make(chan *generation, 8), over: make(chan struct{})}
+	a.newest = newGeneration(1, streams)
+	a.streams = make([]inflow, streams)
+	for i := range a.streams {
+		a.streams[i].gen = a.newest
+	}
+	return a
+}
+
+func newGeneration(id uint64, streams int) *generation {
+	return &generation{id: id, pending: streams, complete: make(chan struct{})}
+}
+
+// settle takes n off what the generation waits for.
+func (g *generation) settle(n int, r *record) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if r != nil {
+		g.records = append(g.records, *r)
+	}
+	if g.pending -= n; g.pending == 0 {
+		close(g.complete)
+	}
+}
+
+// run writes, syncs and acknowledges until the final generation is done.
+func (a *applier) run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for range a.writers {
+		g.Go(func() error { return a.write(ctx) })
+	}
+	g.Go(func() error { return a.commit(ctx) })
+	return g.Wait()
+}
+
+// add takes a data, zero or discard frame of a stream. It may wait for the writers.
+func (a *applier) add(ctx context.Context, stream int, f *transport.Frame) error {
+	a.mu.Lock()
+	in := &a.streams[stream]
+	if in.final {
+		a.mu.Unlock()
+		return protocolf("data after the final barrier")
+	}
+	in.frames++
+	gen := in.gen
+	a.taken += cost(f)
+	over := a.taken > a.window
+	a.mu.Unlock()
+	if over {
+		return protocolf("more data than the window of %d bytes allows", a.window)
+	}
+	gen.mu.Lock()
+	gen.pending++
+	gen.mu.Unlock()
+	select {
+	case a.jobs <- writeJob{f, gen}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// cost is what a frame takes of the window.
+func cost(f *transport.Frame) int64 { return int64(len(f.Head)+len(f.Body)) + frameCost }
+
+// barrier ends a stream's part of a generation.
+func (a *applier) barrier(stream int, m message.Barrier) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	in := &a.streams[stream]
+	gen := in.gen
+	if in.final || m.ID != gen.id || m.Frames != in.frames {
+		return protocolf("barrier %d after %d frames, where %d after %d belongs", m.ID, m.Frames, gen.id, in.frames)
+	}
+	if gen.next == nil {
+		// The first stream to get here says whether the generation is the last.
+		gen.final = m.Final
+		gen.next = newGeneration(gen.id+1, len(a.streams))
+		a.newest = gen.next
+		select {
+		case a.turns <- gen:
+		default:
+			return protocolf("barrier %d, though none of the last %d is acknowledged", m.ID, cap(a.turns))
+		}
+	} else if gen.final != m.Final {
+		return protocolf("barrier %d is final on one stream only", m.ID)
+	}
+	in.gen, in.final = gen.next, m.Final
+	gen.settle(1, nil)
+	return nil
+}
+
+func (a *applier) write(ctx context.Context) error {
+	w := writer{a: a}
+	defer w.close()
+	for {
+		select {
+		case <-a.over:
+			return nil // complete generations have no jobs left
+		case j := <-a.jobs:
+			c := cost(j.frame)
+			r, err := w.apply(ctx, j.frame)
+			j.frame.Release()
+			if err != nil {
+				return err
+			}
+			// Credit first: with the last frame settled the session may be over.
+			if err := a.giveBack(c); err != nil {
+				return err
+			}
+			j.gen.settle(1, r)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (a *applier) giveBack(n int64) error {
+	a.mu.Lock()
+	a.taken -= n
+	a.mu.Unlock()
+	return a.conn.Send(kindCredit, message.Credit{Bytes: uint32(n)}.Append(nil))
+}
+
+// commit makes generations durable, in order.
+func (a *applier) commit(ctx context.Context) error {
+	for {
+		var gen *generation
+		select {
+		case gen = <-a.turns:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		select {
+		case <-gen.complete:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if len(gen.records) > 0 {
+			if err := a.vol.sync(); err != nil {
+				return err
+			}
+		}
+		if err := a.verify(ctx, gen); err != nil {
+			return err
+		}
+		gen.records = nil
+		ack := message.Ack{ID: gen.id, Written: a.vol.written.Load(), Verified: a.vol.verified.Load()}
+		if err := a.conn.Send(kindAck, ack.Append(nil)); err != nil {
+			return err
+		}
+		if gen.final {
+			close(a.over)
+			return nil
+		}
+	}
+}
+
+// verify reads a generation back from the medium.
+func (a *applier) verify(ctx context.Context, gen *generation) error {
+	var next atomic.Int64
+	var wrong extentList
+	g, ctx := errgroup.WithContext(ctx)
+	for range min(a.writers, len(gen.records)) {
+		g.Go(func() error {
+			t, err := newTagger(a.key)
+			if err != nil {
+				return err
+			}
+			buf := getBuf(unitBytes)
+			defer buf.put()
+			for i := next.Add(1) - 1; i < int64(len(gen.records)) && ctx.Err() == nil; i = next.Add(1) - 1 {
+				if err := a.verifyRecord(t, &gen.records[i], buf.b, &wrong); err != nil {
+					return err
+				}
+			}
+			return ctx.Err()
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	if x := cbt.Normalize(wrong.list); len(x) > 0 {
+		return &VerifyError{Volume: a.vol.name, Extent: x[0], Bytes: cbt.Total(x)}
+	}
+	return nil
+}
+
+func (a *applier) verifyRecord(t *tagger, r *record, buf []byte, wrong *extentList) error {
+	sums := r.sums
+	for _, span := range r.spans {
+		for off := span.Off; off < span.End; {
+			b := buf[:min(int64(len(buf)), span.End-off)]
+			if err := a.vol.readMedium(b, off); err != nil {
+				return err
+			}
+			for len(b) > 0 {
+				n := min(len(b), pieceSize)
+				want := tag{}
+				if r.sums != nil {
+					want, sums = tag(sums), sums[len(tag{}):]
+				}
+				if t.piece(off, b[:n]) != want {
+					wrong.add(cbt.Extent{Off: off, End: off + int64(n)})
+				}
+				b, off = b[n:], off+int64(n)
+			}
+		}
+	}
+	return nil
+}
+
+// A writer applies frames; it serves one goroutine.
+type writer struct {
+	a    *applier
+	data message.Data
+	zero message.Zero
+	buf  *buffer
+}
+
+func (w *writer) close() {
+	if w.buf != nil {
+		w.buf.put()
+	}
+}
+
+func (w *writer) apply(ctx context.Context, f *transport.Frame) (*record, error) {
+	if f.Kind == kindData {
+		return w.applyData(f)
+	}
+	// A discard is a promise that the content does not matter any more; what
+	// counts here is that it reads as zeroes on both sides, so it is a zero.
+	if err := w.zero.Decode(f.Payload()); err != nil {
+		return nil, err
+	}
+	for _, x := range w.zero.Spans {
+		if !w.a.layout.contains(x.Off, x.End-x.Off) {
+			return nil, protocolf("zeroes for %v, which is not among the candidates", cbt.Extent(x))
+		}
+		if err := w.a.vol.zeroAt(ctx, x.Off, x.End-x.Off); err != nil {
+			return nil, err
+		}
+	}
+	return &record{spans: append([]message.Extent(nil), w.zero.Spans...)}, nil
+}
+
+func (w *writer) applyData(f *transport.Frame) (*record, error) {
+	if err := w.data.Decode(f.Head); err != nil {
+		return nil, err
+	}
+	total := int64(0)
+	for _, x := range w.data.Spans {
+		if x.Off%pieceSize != 0 || !w.a.layout.contains(x.Off, x.End-x.Off) {
+			return nil, protocolf("data for %v, which is not among the candidates", cbt.Extent(x))
+		}
+		total += x.End - x.Off
+	}
+	if total != int64(f.Raw) {
+		return nil, protocolf("%d bytes of data for %d bytes of volume", f.Raw, total)
+	}
+	if w.buf == nil {
+		w.buf = getBuf(transport.MaxRaw)
+	}
+	body, err := transport.Decode(f, w.buf.b)
+	if err != nil {
+		return nil, err
+	}
+	for _, x := range w.data.Spans {
+		n := x.End - x.Off
+		if err := w.a.vol.writeAt(body[:n], x.Off); err != nil {
+			return nil, err
+		}
+		body = body[n:]
+	}
+	w.a.received.Add(total)
+	return &record{
+		spans: append([]message.Extent(nil), w.data.Spans...),
+		sums:  append([]byte(nil), w.data.Sums...),
+	}, nil
+}

@@ -1,0 +1,184 @@
+package failback
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/failback/failback/transport"
+	"github.com/failback/failback/transport/message"
+)
+
+// lines is how one role attends to its connections: what ends the session is
+// told to the peer, whoever of our goroutines met it, and every connection is
+// closed in the end.
+//
+//	ours fails ──▶ Error to the peer ──▶ read on until the peer closes, or partingTime ──▶ close
+//	peer's fails ──▶ close
+//	session over (Bye both ways) ──▶ close
+type lines struct {
+	control *transport.Conn
+	cancel  context.CancelCauseFunc
+	cause   atomic.Pointer[error] // what a frame of the peer's led to
+	ended   chan struct{}         // closed when the session came to its end
+	drained chan struct{}         // closed when the control link has been read to its end
+	parting atomic.Bool           // our Bye is on its way: the peer may close further streams
+	over    atomic.Bool           // Bye was exchanged: what the links say now does not matter
+}
+
+// partingTime is how long a peer may take to hear why we stop.
+const partingTime = 2 * time.Second
+
+// attend begins to look after control. The group's goroutines live under the
+// context it returns; wait for them with lines.wait.
+func attend(ctx context.Context, control *transport.Conn) (*lines, *errgroup.Group, context.Context) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	l := &lines{control: control, cancel: cancel, ended: make(chan struct{}), drained: make(chan struct{})}
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		l.part(gctx)
+		return nil
+	})
+	return l, g, gctx
+}
+
+// wait returns when every goroutine has: the first error, or nil.
+func (l *lines) wait(g *errgroup.Group) error {
+	err := g.Wait()
+	l.cancel(err)
+	if cause := l.cause.Load(); cause != nil {
+		return *cause // the others only noticed that ctx had ended
+	}
+	return err
+}
+
+// part waits for the session's end and closes the control link.
+func (l *lines) part(ctx context.Context) {
+	select {
+	case <-l.ended:
+	case <-ctx.Done():
+		if cause := context.Cause(ctx); firsthand(cause) {
+			// Closing at once could overtake the message (a reset drops what is
+			// not yet read), so we wait for the peer to close.
+			stuck := time.AfterFunc(partingTime, func() { _ = l.control.Close() })
+			sendError(l.control, cause)
+			<-l.drained
+			stuck.Stop()
+		}
+	}
+	_ = l.control.Close() // what it could say of a session that is over changes nothing
+}
+
+// keep looks after one link: pings, time-outs, and what the peer says. take
+// handles a frame, which it releases, and reports whether it was the last.
+func (l *lines) keep(ctx context.Context, g *errgroup.Group, c *transport.Conn, take func(*transport.Frame) (bool, error)) {
+	g.Go(func() error {
+		// The link outlives ctx: it still has to carry why.
+		if err := c.Run(context.WithoutCancel(ctx)); err != nil && !l.over.Load() {
+			return &linkError{err}
+		}
+		return nil
+	})
+	g.Go(func() error {
+		if c == l.control {
+			defer close(l.drained)
+		}
+		return l.read(ctx, c, take)
+	})
+	if c != l.control {
+		g.Go(func() error {
+			select {
+			case <-l.ended:
+			case <-l.drained:
+			}
+			_ = c.Close()
+			return nil
+		})
+	}
+}
+
+// read hands frames to take until the last. After an error the rest is read
+// and thrown away, so that the peer comes to read ours.
+func (l *lines) read(ctx context.Context, c *transport.Conn, take func(*transport.Frame) (bool, error)) error {
+	var failed error
+	for {
+		f, err := c.Read()
+		switch {
+		case err != nil && (l.over.Load() || ctx.Err() != nil || c != l.control && l.parting.Load()):
+			return failed
+		case err != nil:
+			return errors.Join(failed, newLinkError(err))
+		case failed != nil:
+			f.Release()
+			continue
+		}
+		last, err := take(f)
+		if last && err == nil {
+			return nil
+		}
+		if err != nil {
+			failed = err
+			if ctx.Err() == nil {
+				l.cause.Store(&err)
+				l.cancel(err)
+			}
+			if !firsthand(err) {
+				return err
+			}
+		}
+	}
+}
+
+// A linkError is a connection that broke under a session.
+type linkError struct{ err error }
+
+func (e *linkError) Error() string { return "connection to the other side: " + e.err.Error() }
+func (e *linkError) Unwrap() error { return e.err }
+
+// newLinkError names the error of a read: an end without Bye is a cut.
+func newLinkError(err error) error {
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	return &linkError{err}
+}
+
+// A heardError is one that the peer met and told.
+type heardError struct{ err error }
+
+func (e *heardError) Error() string { return e.err.Error() }
+func (e *heardError) Unwrap() error { return e.err }
+
+// firsthand reports whether the peer does not know of err yet, and can be told.
+func firsthand(err error) bool {
+	var heard *heardError
+	var link *linkError
+	return err != nil && !errors.As(err, &heard) && !errors.As(err, &link)
+}
+
+// sendError tells the peer why we stop. It may not get there; our own caller has the error.
+func sendError(c *transport.Conn, err error) {
+	m := message.Error{Code: message.Code(codeOf(err)), Text: err.Error()}
+	var refused *RefusedError
+	if errors.As(err, &refused) {
+		m.Text, m.Next, m.Volume = refused.Reason, refused.Next, refused.Volume
+	}
+	_ = c.Send(kindError, m.Append(nil))
+}
+
+// peerError makes an error of what the peer says. A refusal is one on this side too.
+func peerError(p []byte) error {
+	var m message.Error
+	if err := m.Decode(p); err != nil {
+		return fmt.Errorf("error of the other side: %w", err)
+	}
+	if PeerCode(m.Code) == PeerRefused {
+		return &heardError{&RefusedError{Volume: m.Volume, Reason: m.Text, Next: m.Next}}
+	}
+	return &heardError{&PeerError{Code: PeerCode(m.Code), Text: m.Text, Next: m.Next, Volume: m.Volume}}
+}

@@ -1,0 +1,120 @@
+package failback
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"sync/atomic"
+
+	"github.com/failback/failback/cbt"
+)
+
+// meter is a side's volume with its bytes counted where they move.
+type meter struct {
+	v    Volume
+	name string
+
+	read     atomic.Int64 // to compare and to send
+	written  atomic.Int64
+	zeroed   atomic.Int64
+	verified atomic.Int64 // read from the medium to prove what lies there
+}
+
+// ReadAt implements io.ReaderAt for what reads a volume without knowing it is counted.
+func (m *meter) ReadAt(p []byte, off int64) (int, error) {
+	n, err := m.v.ReadAt(p, off)
+	m.read.Add(int64(n))
+	return n, err
+}
+
+// readAt fills p or says what could not be read.
+func (m *meter) readAt(p []byte, off int64) error {
+	n, err := m.v.ReadAt(p, off)
+	return m.checkRead(&m.read, n, len(p), off, err)
+}
+
+// readMedium is readAt past this machine's caches, where the volume can do that.
+func (m *meter) readMedium(p []byte, off int64) error {
+	r, ok := m.v.(MediumReader)
+	if !ok {
+		n, err := m.v.ReadAt(p, off)
+		return m.checkRead(&m.verified, n, len(p), off, err)
+	}
+	n, err := r.ReadMediumAt(p, off)
+	return m.checkRead(&m.verified, n, len(p), off, err)
+}
+
+func (m *meter) checkRead(count *atomic.Int64, n, want int, off int64, err error) error {
+	count.Add(int64(n))
+	if n == want {
+		return nil // io.EOF beside a full read says nothing
+	}
+	if err == nil || err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	return fmt.Errorf("read %s at %#x, %d of %d bytes: %w", m.name, off, n, want, err)
+}
+
+func (m *meter) writeAt(p []byte, off int64) error {
+	n, err := m.v.WriteAt(p, off)
+	m.written.Add(int64(n))
+	if err == nil && n != len(p) {
+		err = io.ErrShortWrite
+	}
+	if err != nil {
+		return fmt.Errorf("write %s at %#x, %d of %d bytes: %w", m.name, off, n, len(p), err)
+	}
+	return nil
+}
+
+// zeroAt makes the range read as zeroes by whatever is cheapest for the volume.
+func (m *meter) zeroAt(ctx context.Context, off, n int64) error {
+	if z, ok := m.v.(Zeroer); ok {
+		if err := z.ZeroAt(off, n); err != nil {
+			return fmt.Errorf("zero %s at %#x, %d bytes: %w", m.name, off, n, err)
+		}
+		m.zeroed.Add(n)
+		return nil
+	}
+	buf := getBuf(int(min(n, unitBytes)))
+	defer buf.put()
+	clear(buf.b)
+	for end := off + n; off < end; off += int64(len(buf.b)) {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := m.writeAt(buf.b[:min(int64(len(buf.b)), end-off)], off); err != nil {
+			return err
+		}
+	}
+	m.zeroed.Add(n)
+	return nil
+}
+
+func (m *meter) sync() error {
+	if err := m.v.Sync(); err != nil {
+		return fmt.Errorf("flush %s: %w", m.name, err)
+	}
+	return nil
+}
+
+// identity is what the volume calls itself, empty if it has no name of its own.
+func (m *meter) identity() string {
+	if i, ok := m.v.(Identifier); ok {
+		return i.Identity()
+	}
+	return ""
+}
+
+// allocated returns the ranges that may hold data, and whether the volume knows.
+func (m *meter) allocated(ctx context.Context) ([]cbt.Extent, bool, error) {
+	a, ok := m.v.(Allocator)
+	if !ok {
+		return nil, false, nil
+	}
+	x, err := a.Allocated(ctx)
+	if err != nil {
+		return nil, false, fmt.Errorf("list allocated ranges of %s: %w", m.name, err)
+	}
+	return cbt.Normalize(x), true, nil
+}

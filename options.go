@@ -1,0 +1,152 @@
+package failback
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"runtime"
+	"time"
+
+	"github.com/failback/failback/cbt"
+	"github.com/failback/failback/merkle"
+)
+
+// A Side is one side of a session: a volume at hand, or one that a peer
+// serves. Exactly one of Volume and Dial is set.
+type Side struct {
+	// Volume is the side's volume, when it is in this process.
+	Volume Volume
+	// Dial reaches a peer that runs [Serve]. It is called once for each stream.
+	Dial func(context.Context) (io.ReadWriteCloser, error)
+	// Name is the volume's name at the peer; for a volume at hand, its name in messages.
+	Name string
+	// Tree is the path of a kept tree of this side, empty for none.
+	Tree string
+	// TrustTree says that the volume has not been written since the tree was
+	// made, though no dirty map vouches for it.
+	TrustTree bool
+	// Dirty is what was written on this side: since its tree was made if it
+	// has one, else since the sides were last equal. Nil means nobody knows.
+	Dirty *cbt.Map
+}
+
+func (s Side) label() string {
+	if s.Name != "" {
+		return s.Name
+	}
+	if n, ok := s.Volume.(fmt.Stringer); ok {
+		return n.String()
+	}
+	return "volume"
+}
+
+// Verification says how much of the result is proven after a [Sync].
+type Verification uint8
+
+const (
+	// VerifyChanged reads back and checks what was written. It is the default.
+	VerifyChanged Verification = 1
+	// VerifyFull compares the whole of both volumes afterwards, from the medium.
+	VerifyFull Verification = 2
+)
+
+// String returns the word used in reports: "changed" or "full".
+func (v Verification) String() string {
+	switch v {
+	case VerifyChanged:
+		return "changed"
+	case VerifyFull:
+		return "full"
+	}
+	return fmt.Sprintf("verification(%d)", uint8(v))
+}
+
+// Options configures a session. The zero value is usable.
+type Options struct {
+	Verify      Verification     // default VerifyChanged
+	Rung        Rung             // forces a rung; default: the highest that can be vouched for
+	Seal        merkle.Algorithm // makes trees of both sides after a Sync and compares their roots; 0: no
+	Hash        merkle.Algorithm // what Digest hashes with; default BLAKE3
+	Leaf        int64            // bytes; power of two from 4 KiB to 4 MiB; default 64 KiB, or that of a kept tree
+	Codec       string           // auto (default), none, lz4, zstd-fast, zstd
+	Limit       int64            // bytes a second onto the link; 0: no limit
+	Streams     int              // connections for one session; default 1, at most 16
+	Window      int64            // bytes sent and not yet written by the target; default 16 MiB
+	Workers     int              // goroutines that read and hash on each side; default 2 per processor, at least 4
+	KeepAlive   time.Duration    // default 5s
+	Timeout     time.Duration    // silence after which a peer is given up; default 30s
+	AllowLarger bool             // a target larger than the source is fine; its end is not touched
+	DryRun      bool             // compare and report, write nothing
+	Events      Events
+}
+
+// Events are calls out of a session. Each may be nil. They are made one at a
+// time and must not block for long.
+type Events struct {
+	// Plan is told what is going to be done and why, before a byte moves (L3).
+	Plan func(Plan)
+	// Progress is told a few times a second how far the session is.
+	Progress func(Progress)
+}
+
+// Progress is how far a session is. Bytes.
+type Progress struct {
+	Phase     string        // "plan", "transfer", "flush", "verify", "seal"
+	Done      int64         // candidate bytes compared and, where they differed, sent
+	Total     int64         // candidate bytes
+	Divergent int64         // found so far
+	Raw       int64         // payload sent so far, before compression
+	Wire      int64         // bytes on the link so far, both ways
+	Elapsed   time.Duration // since the session began
+}
+
+const (
+	defaultLeaf   = 64 << 10
+	defaultWindow = 16 << 20
+	maxStreams    = 16
+	minWindow     = 2 << 20
+	maxWindow     = 1 << 30
+	// pieceSize is the granularity of what is sent. Absolute offsets that are
+	// multiples of it cut the volume into pieces; the last may be shorter.
+	pieceSize = 4 << 10
+)
+
+// filled returns o with defaults in place of zeroes, or says what is wrong with it.
+func (o Options) filled() (Options, error) {
+	if o.Verify == 0 {
+		o.Verify = VerifyChanged
+	}
+	if o.Hash == 0 {
+		o.Hash = merkle.BLAKE3
+	}
+	if o.Codec == "" {
+		o.Codec = "auto"
+	}
+	if o.Streams == 0 {
+		o.Streams = 1
+	}
+	if o.Window == 0 {
+		o.Window = defaultWindow
+	}
+	if o.Workers == 0 {
+		o.Workers = max(4, 2*runtime.GOMAXPROCS(0))
+	}
+	if o.Timeout == 0 {
+		o.Timeout = 30 * time.Second
+	}
+	switch {
+	case o.Verify > VerifyFull:
+		return o, usagef("verify is %v: changed or full", o.Verify)
+	case o.Leaf != 0 && (o.Leaf < pieceSize || o.Leaf > 4<<20 || o.Leaf&(o.Leaf-1) != 0):
+		return o, usagef("leaf of %d bytes: a power of two from 4096 to 4194304", o.Leaf)
+	case o.Streams < 1 || o.Streams > maxStreams:
+		return o, usagef("%d streams: 1 to %d", o.Streams, maxStreams)
+	case o.Window < minWindow || o.Window > maxWindow:
+		return o, usagef("window of %d bytes: 2 MiB to 1 GiB", o.Window)
+	case o.Limit < 0:
+		return o, usagef("limit of %d bytes a second: 0 (none) or more", o.Limit)
+	case o.Workers < 1 || o.Workers > 256:
+		return o, usagef("%d workers: 1 to 256", o.Workers)
+	}
+	return o, nil
+}

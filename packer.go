@@ -1,0 +1,120 @@
+package failback
+
+import (
+	"context"
+
+	"github.com/failback/failback/transport"
+	"github.com/failback/failback/transport/message"
+)
+
+// A packer is the sink of a sync: it gathers pieces that differ into frames and
+// sends them. Zero pieces travel as ranges only. It serves one goroutine.
+type packer struct {
+	find *finder
+	out  *outlet
+	enc  *transport.Encoder
+	// skipZero drops zero pieces: the target reads as zeroes there.
+	skipZero bool
+
+	data message.Data
+	body []byte
+	zero message.Zero
+}
+
+// maxSpans keeps a frame's head within what its header can say.
+const maxSpans = 1024
+
+func newPacker(f *finder, out *outlet, ch *transport.Chooser, skipZero bool) *packer {
+	return &packer{find: f, out: out, enc: transport.NewEncoder(ch), skipZero: skipZero}
+}
+
+// differ implements sink.
+func (p *packer) differ(ctx context.Context, e *entry) error {
+	return p.find.each(e, func(x piece) error {
+		if x.tag == (tag{}) {
+			return p.addZero(ctx, x)
+		}
+		return p.addData(ctx, x)
+	})
+}
+
+func (p *packer) addZero(ctx context.Context, x piece) error {
+	if p.skipZero {
+		return nil
+	}
+	p.out.stats.divergent.Add(int64(len(x.data)))
+	p.out.stats.zero.Add(int64(len(x.data)))
+	if grow(p.zero.Spans, x) {
+		return nil
+	}
+	// Spans of a frame are sorted: one that lies before the last begins a new frame.
+	if n := len(p.zero.Spans); n == maxSpans || (n > 0 && p.zero.Spans[n-1].End > x.off) {
+		if err := p.flushZero(ctx); err != nil {
+			return err
+		}
+	}
+	p.zero.Spans = append(p.zero.Spans, message.Extent(x.extent()))
+	return nil
+}
+
+func (p *packer) addData(ctx context.Context, x piece) error {
+	p.out.stats.divergent.Add(int64(len(x.data)))
+	n := len(p.data.Spans)
+	full := len(p.body)+len(x.data) > transport.MaxRaw
+	if full || n == maxSpans || (n > 0 && p.data.Spans[n-1].End > x.off) {
+		if err := p.flushData(ctx); err != nil {
+			return err
+		}
+	}
+	if p.body == nil {
+		p.enc.Reset(message.Data{}.Kind())
+		p.body = p.enc.Body()[:0]
+	}
+	p.body = append(p.body, x.data...)
+	p.data.Sums = append(p.data.Sums, x.tag[:]...)
+	if !grow(p.data.Spans, x) {
+		p.data.Spans = append(p.data.Spans, message.Extent(x.extent()))
+	}
+	return nil
+}
+
+// grow lengthens the last span by x if x begins where it ends.
+func grow(spans []message.Extent, x piece) bool {
+	n := len(spans)
+	if n == 0 || spans[n-1].End != x.off || (spans[n-1].End-spans[n-1].Off)%pieceSize != 0 {
+		return false
+	}
+	spans[n-1].End += int64(len(x.data))
+	return true
+}
+
+// flush implements sink.
+func (p *packer) flush(ctx context.Context) error {
+	defer p.find.close()
+	if err := p.flushData(ctx); err != nil {
+		return err
+	}
+	return p.flushZero(ctx)
+}
+
+func (p *packer) flushData(ctx context.Context) error {
+	if len(p.data.Spans) == 0 {
+		return nil
+	}
+	head := p.data.Append(p.enc.Head())
+	packet, err := p.enc.Finish(head, p.body)
+	if err != nil {
+		return err
+	}
+	p.data.Spans, p.data.Sums, p.body = p.data.Spans[:0], p.data.Sums[:0], nil
+	return p.out.sendData(ctx, packet, len(head))
+}
+
+func (p *packer) flushZero(ctx context.Context) error {
+	if len(p.zero.Spans) == 0 {
+		return nil
+	}
+	err := p.out.sendControlled(ctx, p.zero)
+	p.zero.Spans = p.zero.Spans[:0]
+	return err
+}

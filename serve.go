@@ -1,0 +1,303 @@
+package failback
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/failback/failback/cbt"
+	"github.com/failback/failback/merkle"
+	"github.com/failback/failback/transport"
+	"github.com/failback/failback/transport/message"
+)
+
+// ServerOptions configures a [Server].
+type ServerOptions struct {
+	// Lookup opens the volume a peer named, for writing if write is set. It
+	// returns a [RefusedError] for a volume that is not exposed, or not for
+	// writing. Close is called when the session ends.
+	Lookup func(ctx context.Context, name string, write bool) (Served, error)
+	// Options bounds what a session may use: Window, Workers, KeepAlive, Timeout, Limit.
+	Options Options
+}
+
+// Served is a volume a [Server] opened for one session.
+type Served struct {
+	Side  Side
+	Close func() error // may be nil
+}
+
+// A Server answers the peers of sessions. One Server handles any number of
+// connections; the streams of one session find each other in it.
+type Server struct {
+	o ServerOptions
+
+	mu       sync.Mutex
+	sessions map[[16]byte]*meeting
+}
+
+// A meeting is where the further streams of a session find it.
+type meeting struct {
+	streams []*transport.Conn // by number, from 1; nil: not come yet
+	come    chan struct{}     // one element for each that came; cap maxStreams
+}
+
+// NewServer returns a server. It starts nothing.
+func NewServer(o ServerOptions) *Server {
+	return &Server{o: o, sessions: make(map[[16]byte]*meeting)}
+}
+
+// openTimeout is how long a peer may take to say what it wants.
+const openTimeout = 10 * time.Second
+
+// Handle serves one connection until its session ends, and closes conn. A
+// connection that joins a session is handed to it: Handle returns at once.
+func (s *Server) Handle(ctx context.Context, conn io.ReadWriteCloser) error {
+	o, err := s.o.Options.filled()
+	if err != nil {
+		return errors.Join(err, conn.Close())
+	}
+	c := transport.New(conn, o.transport())
+	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
+	defer stop()
+	var open message.Open
+	if err := readOpen(c, &open); err != nil {
+		sendError(c, err)
+		return errors.Join(err, c.Close())
+	}
+	if open.Role == roleJoin {
+		if err := s.join(c, open); err != nil {
+			sendError(c, err)
+			return errors.Join(err, c.Close())
+		}
+		return nil
+	}
+	if err := s.session(ctx, c, open, o); err != nil {
+		sendError(c, err) // does nothing where the role has said it already and closed
+		return errors.Join(err, c.Close())
+	}
+	return nil
+}
+
+// readOpen takes the first frame of a connection, within openTimeout.
+func readOpen(c *transport.Conn, m *message.Open) error {
+	late := time.AfterFunc(openTimeout, func() { _ = c.Close() })
+	defer late.Stop()
+	f, err := c.Read()
+	if err != nil {
+		return newLinkError(err)
+	}
+	defer f.Release()
+	if f.Kind != kindOpen {
+		return protocolf("frame of kind %d where Open belongs", f.Kind)
+	}
+	if err := m.Decode(f.Payload()); err != nil {
+		return err
+	}
+	if m.MinVersion > message.Version || m.MaxVersion < message.Version {
+		return &PeerVersionError{Ours: message.Version, Min: m.MinVersion, Max: m.MaxVersion}
+	}
+	return nil
+}
+
+// session plays the role that a peer asked for.
+func (s *Server) session(ctx context.Context, c *transport.Conn, open message.Open, o Options) (err error) {
+	served, err := s.o.Lookup(ctx, open.Volume, open.Write)
+	if err != nil {
+		return err
+	}
+	if served.Close != nil {
+		defer func() { err = errors.Join(err, served.Close()) }()
+	}
+	m, err := s.convene(open.Session)
+	if err != nil {
+		return err
+	}
+	defer s.dissolve(open.Session, m)
+	opened := message.Opened{Version: message.Version, Volume: message.VolumeInfo{
+		Size: served.Side.Volume.Size(), Align: 512, ReadOnly: !open.Write, Name: clip(served.Side.label()),
+	}}
+	if err := c.Send(kindOpened, opened.Append(nil)); err != nil {
+		return err
+	}
+	if open.Role == roleTarget {
+		return s.serveTarget(ctx, c, served.Side, m, open.Write, o)
+	}
+	return s.serveSource(ctx, c, served.Side, m, open.Session, o)
+}
+
+func (s *Server) serveTarget(ctx context.Context, c *transport.Conn, side Side, m *meeting, write bool, o Options) error {
+	t, err := newTargetOver(side, o, []*transport.Conn{c}, write)
+	if err != nil {
+		return err
+	}
+	t.join = m.stream(s)
+	_, err = t.run(ctx)
+	return errors.Join(err, t.close())
+}
+
+func (s *Server) serveSource(ctx context.Context, c *transport.Conn, side Side, m *meeting, session [16]byte, o Options) error {
+	var task message.Task
+	if err := expectOn(c, kindTask, &task); err != nil {
+		return err
+	}
+	o, err := taskOptions(task, o)
+	if err != nil {
+		return err
+	}
+	if task.Dirty {
+		if side.Dirty, err = readDirty(c, side.Volume.Size()); err != nil {
+			return err
+		}
+	}
+	conns := []*transport.Conn{c}
+	for i := 1; i < o.Streams; i++ {
+		next, err := m.stream(s)(ctx, i, o.Timeout)
+		if err != nil {
+			return errors.Join(err, closeAll(conns))
+		}
+		conns = append(conns, next)
+	}
+	j := job{mode: mode(task.Mode), session: session, o: o}
+	src, err := j.sourceOver(side, Side{}, conns)
+	if err != nil {
+		return errors.Join(err, closeAll(conns[1:]))
+	}
+	_, err = src.run(ctx)
+	return errors.Join(err, src.close())
+}
+
+// taskOptions is what a peer asked for, within what the server allows.
+func taskOptions(t message.Task, o Options) (Options, error) {
+	if t.Mode == uint8(modeDigest) {
+		return o, protocolf("a digest is made where it is asked for")
+	}
+	o.Codec, o.Streams, o.Leaf = t.Codec, max(1, int(t.Streams)), int64(t.Leaf)
+	o.Verify, o.Seal, o.Rung = Verification(t.Verify), merkle.Algorithm(t.Seal), Rung(t.Rung)
+	o.AllowLarger, o.DryRun = t.AllowLarger, t.DryRun
+	if t.Limit > 0 && (o.Limit == 0 || t.Limit < o.Limit) {
+		o.Limit = t.Limit
+	}
+	if t.Window > 0 {
+		o.Window = min(o.Window, int64(t.Window))
+	}
+	return o.filled()
+}
+
+// readDirty takes the extents of the map that a peer vouches with.
+func readDirty(c *transport.Conn, size int64) (*cbt.Map, error) {
+	r := extentReader{purpose: extentsDirty, size: size}
+	for {
+		f, err := c.Read()
+		if err != nil {
+			return nil, newLinkError(err)
+		}
+		if f.Kind != kindExtents {
+			f.Release()
+			return nil, protocolf("frame of kind %d where the dirty map belongs", f.Kind)
+		}
+		last, err := r.add(f.Payload())
+		f.Release()
+		if err != nil {
+			return nil, err
+		}
+		if last {
+			return cbt.NewMap(size, cbt.BlockSize(size), func(yield func(cbt.Run) bool) {
+				for _, x := range r.list {
+					if !yield(cbt.Run{Extent: x, State: cbt.Dirty}) {
+						return
+					}
+				}
+			})
+		}
+	}
+}
+
+// expectOn reads one control frame of a connection that nobody else reads yet.
+func expectOn(c *transport.Conn, kind transport.Kind, m interface{ Decode([]byte) error }) error {
+	f, err := c.Read()
+	if err != nil {
+		return newLinkError(err)
+	}
+	defer f.Release()
+	switch f.Kind {
+	case kind:
+		return m.Decode(f.Payload())
+	case kindError:
+		return peerError(f.Payload())
+	}
+	return protocolf("frame of kind %d where %d belongs", f.Kind, kind)
+}
+
+// convene makes a session known to the streams that will join it.
+func (s *Server) convene(session [16]byte) (*meeting, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.sessions[session] != nil {
+		return nil, protocolf("a session of this id is under way")
+	}
+	m := &meeting{streams: make([]*transport.Conn, maxStreams), come: make(chan struct{}, maxStreams)}
+	s.sessions[session] = m
+	return m, nil
+}
+
+// dissolve forgets a session and closes streams that came and were not taken.
+func (s *Server) dissolve(session [16]byte, m *meeting) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.sessions, session)
+	for _, c := range m.streams {
+		if c != nil {
+			_ = c.Close()
+		}
+	}
+}
+
+// join hands a connection to the session it belongs to.
+func (s *Server) join(c *transport.Conn, open message.Open) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m := s.sessions[open.Session]
+	if m == nil {
+		return protocolf("no session of this id is under way")
+	}
+	if int(open.Stream) >= maxStreams || m.streams[open.Stream] != nil {
+		return protocolf("stream %d has no place in the session", open.Stream)
+	}
+	opened := message.Opened{Version: message.Version, Volume: message.VolumeInfo{Size: 512, Align: 512}}
+	if err := c.Send(kindOpened, opened.Append(nil)); err != nil {
+		return err
+	}
+	m.streams[open.Stream] = c
+	m.come <- struct{}{}
+	return nil
+}
+
+// A joiner waits for stream i of a session.
+type joiner func(ctx context.Context, i int, timeout time.Duration) (*transport.Conn, error)
+
+func (m *meeting) stream(s *Server) joiner {
+	return func(ctx context.Context, i int, timeout time.Duration) (*transport.Conn, error) {
+		late := time.NewTimer(timeout)
+		defer late.Stop()
+		for {
+			s.mu.Lock()
+			c := m.streams[i]
+			m.streams[i] = nil
+			s.mu.Unlock()
+			if c != nil {
+				return c, nil
+			}
+			select {
+			case <-m.come:
+			case <-late.C:
+				return nil, fmt.Errorf("stream %d did not come within %v", i, timeout)
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			}
+		}
+	}
+}

@@ -1,0 +1,354 @@
+package failback
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/failback/failback/cbt"
+	"github.com/failback/failback/merkle"
+	"github.com/failback/failback/transport/message"
+)
+
+// greet says who we are and learns what the target knows of itself.
+func (s *source) greet(ctx context.Context) error {
+	mine, err := s.position(ctx)
+	if err != nil {
+		return err
+	}
+	s.facts.mine = mine
+	start := message.Start{
+		Session: s.session, Mode: uint8(s.mode), Share: s.share, Volume: volumeInfo(mine, s.vol),
+		AllowLarger: s.o.AllowLarger, DryRun: s.o.DryRun, Streams: uint8(len(s.links)),
+		// Where both sides know their holes, these need no reading.
+		Allocated: (mine.sparse || s.vol == nil) && !s.exact(),
+	}
+	if err := s.send(start); err != nil {
+		return err
+	}
+	p, err := s.expect(ctx, kindInfo)
+	if err != nil {
+		return err
+	}
+	s.report.RoundTrips++
+	if err := s.facts.info.Decode(p); err != nil {
+		return err
+	}
+	return s.learn(ctx, start.Allocated)
+}
+
+// exact reports whether the plan will rest on a map alone, so that nobody needs
+// to know what is allocated.
+func (s *source) exact() bool {
+	return s.mode != modeDigest && s.dirty != nil && s.tree == nil &&
+		s.o.Rung <= RungExact && s.o.Verify != VerifyFull && s.o.Seal == 0
+}
+
+// learn reads the lists that follow the target's Info and checks the sizes.
+func (s *source) learn(ctx context.Context, allocated bool) error {
+	v := s.facts.info.Volume
+	theirs := position{name: v.Name, size: v.Size, sparse: v.Sparse && allocated, mapped: v.Mapped}
+	var err error
+	if theirs.sparse {
+		if theirs.allocated, err = s.expectExtents(ctx, extentsAllocated, v.Size); err != nil {
+			return err
+		}
+	}
+	if theirs.mapped {
+		if theirs.dirty, err = s.expectExtents(ctx, extentsDirty, v.Size); err != nil {
+			return err
+		}
+	}
+	if t := v.Tree; t != nil && s.vol != nil {
+		theirs.tree = &treeFacts{size: v.Size, algorithm: merkle.Algorithm(t.Algorithm), leaf: int64(t.Leaf), root: t.Root}
+	}
+	if s.peer != nil {
+		theirs.tree = &s.peer.facts
+		if s.peer.mapped {
+			theirs.mapped, theirs.dirty, theirs.epoch = true, s.peer.dirty, s.peer.epoch
+		}
+	}
+	s.facts.theirs = theirs
+	s.facts.key = sessionKey(s.session, s.share, s.facts.info.Share)
+	return s.fit()
+}
+
+// fit settles how many bytes the session is about.
+func (s *source) fit() error {
+	mine, theirs := &s.facts.mine, &s.facts.theirs
+	if s.mode == modeDigest {
+		mine.size = theirs.size
+	}
+	s.facts.size = mine.size
+	switch {
+	case mine.size == theirs.size:
+	case s.mode == modeCompare:
+		s.facts.size = min(mine.size, theirs.size)
+	case theirs.size < mine.size:
+		return &RefusedError{Volume: theirs.name,
+			Reason: fmt.Sprintf("it has %d bytes and the source %s has %d: the end would not fit", theirs.size, mine.name, mine.size),
+			Next:   "give a target of the same size"}
+	case !s.o.AllowLarger:
+		return &RefusedError{Volume: theirs.name,
+			Reason: fmt.Sprintf("it has %d bytes and the source %s only %d: is it the right volume?", theirs.size, mine.name, mine.size),
+			Next:   "if it is, allow a larger target (--allow-larger): its end is not touched"}
+	}
+	s.facts.mineSize, mine.size = mine.size, s.facts.size
+	return nil
+}
+
+// position says what the source knows of itself.
+func (s *source) position(ctx context.Context) (position, error) {
+	p := position{name: s.name}
+	switch {
+	case s.vol != nil:
+		p.size = s.vol.v.Size()
+	case s.tree != nil:
+		p.size = s.tree.facts.size
+	default:
+		p.size = 512 // a Digest has no source; the target's size will count
+	}
+	if s.dirty != nil {
+		p.mapped, p.dirty, p.epoch = true, s.dirty.Extents(), s.dirty.Epoch
+	}
+	if s.tree != nil {
+		p.tree = &s.tree.facts
+	}
+	if s.vol == nil || s.exact() {
+		return p, nil
+	}
+	var err error
+	p.allocated, p.sparse, err = s.vol.allocated(ctx)
+	return p, err
+}
+
+// weigh compares the kept trees of both sides, if both have one.
+func (s *source) weigh(ctx context.Context) error {
+	if s.mode == modeDigest || s.o.Rung > RungExact || !treesComparable(s.facts.mine, s.facts.theirs) {
+		return nil
+	}
+	var theirs merkle.NodeReader = &remoteTree{s: s, facts: *s.facts.theirs.tree}
+	if s.peer != nil {
+		theirs = s.peer.file
+	}
+	ranges, _, err := merkle.Diff(ctx, s.tree.file, theirs)
+	if err != nil {
+		return fmt.Errorf("compare kept trees: %w", err)
+	}
+	diff := make([]cbt.Extent, 0, len(ranges))
+	leaf := s.tree.facts.leaf
+	for _, r := range ranges {
+		diff = append(diff, cbt.Extent{Off: r.First * leaf, End: min(r.End*leaf, s.tree.facts.size)})
+	}
+	diff = cbt.Normalize(diff)
+	s.facts.treeDiff = &diff
+	return nil
+}
+
+// agree makes the plan, tells it, and gets the target's word.
+func (s *source) agree(ctx context.Context) error {
+	d, err := s.decide()
+	if err != nil {
+		return err
+	}
+	s.facts.d = d
+	s.total.Store(d.Candidates)
+	s.report.Rung, s.report.Reason = d.Rung.String(), d.Reason
+	if s.o.Events.Plan != nil {
+		s.o.Events.Plan(d.Plan)
+	}
+	c := s.comparison(d)
+	if s.mode == modeDigest {
+		if err := s.collect(c.layout); err != nil {
+			return err
+		}
+	}
+	s.cmp.Store(c)
+	m := message.Plan{
+		Rung: uint8(d.Rung), Reason: d.Reason, Level: d.level(), Digest: uint8(d.digest), From: uint8(d.target),
+		Leaf: uint32(max(d.leaf, pieceSize)), Candidates: d.Candidates, Verify: uint8(s.o.Verify), Seal: uint8(s.o.Seal),
+	}
+	if err := s.send(m); err != nil {
+		return err
+	}
+	if err := sendExtents(s.links[0], extentsCandidates, d.candidates); err != nil {
+		return err
+	}
+	p, err := s.expect(ctx, kindAgree)
+	if err != nil {
+		return err
+	}
+	s.report.RoundTrips++
+	var agreed message.Agree
+	if err := agreed.Decode(p); err != nil {
+		return err
+	}
+	s.out.open(min(s.o.Window, int64(agreed.Window)))
+	return nil
+}
+
+func (s *source) decide() (decision, error) {
+	if s.mode == modeDigest {
+		return planDigest(s.facts.mine, s.facts.theirs, s.o), nil
+	}
+	d, err := plan(s.facts.mine, s.facts.theirs, request{
+		mode: s.mode, rung: s.o.Rung, leaf: s.o.Leaf, treeDiff: s.facts.treeDiff,
+	})
+	if err == nil && d.target == fromTree && s.peer != nil {
+		d.target = fromPeer
+	}
+	return d, err
+}
+
+// drain has everything made durable and read back.
+func (s *source) drain(ctx context.Context) error {
+	if _, err := s.out.barrier(true); err != nil {
+		return err
+	}
+	select {
+	case <-s.acks:
+		s.report.RoundTrips++
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// seal exchanges roots and figures.
+func (s *source) seal(ctx context.Context) error {
+	if s.mode == modeDigest {
+		if err := s.collected(ctx); err != nil {
+			return err
+		}
+	}
+	m := message.Seal{Stats: stats(s.vol)}
+	if s.o.Seal != 0 && s.mode == modeSync && !s.o.DryRun {
+		m.Algorithm, m.Root = uint8(s.o.Seal), s.facts.root
+	}
+	if err := s.send(m); err != nil {
+		return err
+	}
+	p, err := s.expect(ctx, kindSealed)
+	if err != nil {
+		return err
+	}
+	s.report.RoundTrips++
+	var sealed message.Sealed
+	if err := sealed.Decode(p); err != nil {
+		return err
+	}
+	if sealed.Algorithm != m.Algorithm || sealed.Root != m.Root {
+		return fmt.Errorf("seal: the target's root is %s, ours %s: the volumes are not equal; compare them and sync again",
+			merkle.Hash(sealed.Root), merkle.Hash(m.Root))
+	}
+	s.facts.target = targetStatsOf(sealed.Stats)
+	s.conclude(m.Algorithm)
+	return nil
+}
+
+// part gives the peer the report and says good-bye.
+func (s *source) part(ctx context.Context) error {
+	s.report.Seconds.Total = since(s.began)
+	if err := sendReport(s.links[0], &s.report); err != nil {
+		return err
+	}
+	s.lines.parting.Store(true)
+	if err := s.send(message.Bye{}); err != nil {
+		return err
+	}
+	_, err := s.expect(ctx, kindBye)
+	return err
+}
+
+// conclude fills the report from what was counted.
+func (s *source) conclude(sealed uint8) {
+	r, d, t := &s.report, &s.facts.d, &s.facts.target
+	r.Source, r.Target = s.facts.mine.name, s.facts.theirs.name
+	r.VolumeBytes, r.CandidateBytes = d.Volume, d.Candidates
+	r.TargetReadBytes, r.TargetWrittenBytes, r.TargetVerifiedBytes = t.read, t.written, t.verified
+	if s.vol != nil {
+		r.SourceReadBytes = s.vol.read.Load()
+	}
+	r.DivergentBytes = s.out.stats.divergent.Load()
+	r.RawBytes = s.out.stats.raw.Load()
+	r.ZeroBytes = s.out.stats.zero.Load()
+	r.Codec = map[string]int64{}
+	for i, name := range codecNames {
+		if n := s.out.stats.codec[i].Load(); n > 0 {
+			r.Codec[name] = n
+		}
+	}
+	for _, l := range s.links {
+		st := l.Stats()
+		r.WireBytesOut += st.BytesOut
+		r.WireBytesIn += st.BytesIn
+	}
+	if sealed != 0 || s.mode == modeDigest {
+		root := s.facts.root.String()
+		r.Root = &root
+	}
+	s.judge()
+}
+
+// judge says what the session came to.
+func (s *source) judge() {
+	r := &s.report
+	r.Schema, r.Result = SchemaSync, ResultEqual
+	switch {
+	case s.mode == modeDigest:
+		r.Schema = SchemaDigest
+	case s.mode == modeCompare:
+		r.Schema = SchemaCompare
+		if a, b := s.facts.mineSize, s.facts.theirs.size; a != b {
+			s.facts.found.add(cbt.Extent{Off: min(a, b), End: max(a, b)})
+			r.DivergentBytes += max(a, b) - min(a, b)
+		}
+		if r.DivergentBytes > 0 {
+			r.Result = ResultDifferent
+		}
+	case s.o.DryRun:
+		r.Result = ResultPlanned
+	default:
+		r.Verified = s.o.Verify.String()
+	}
+	if f := s.facts.found; f != nil {
+		r.Extents, r.Coarse = cbt.Normalize(f.list), f.coarse
+	}
+}
+
+// codecNames are the report's words for the codecs, by their number on the wire.
+var codecNames = [...]string{"none", "lz4", "zstd"}
+
+// ticking tells progress a few times a second until end is closed.
+func ticking(ctx context.Context, end <-chan struct{}, tell func(Progress), now func() Progress) {
+	if tell == nil {
+		return
+	}
+	t := time.NewTicker(200 * time.Millisecond)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+			tell(now())
+		case <-end:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (s *source) progress() Progress {
+	p := Progress{Done: s.settled.Load(), Total: s.total.Load(), Elapsed: time.Since(s.began)}
+	if phase := s.phase.Load(); phase != nil {
+		p.Phase = *phase
+	}
+	if s.out != nil {
+		p.Divergent, p.Raw = s.out.stats.divergent.Load(), s.out.stats.raw.Load()
+	}
+	for _, l := range s.links {
+		st := l.Stats()
+		p.Wire += st.BytesIn + st.BytesOut
+	}
+	return p
+}

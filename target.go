@@ -1,0 +1,416 @@
+package failback
+
+import (
+	"context"
+	"crypto/rand"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/failback/failback/cbt"
+	"github.com/failback/failback/merkle"
+	"github.com/failback/failback/transport"
+	"github.com/failback/failback/transport/message"
+)
+
+// The target answers. What it may be told next depends on what it was told:
+//
+//	waiting ──Start──▶ greeted ──Plan──▶ listing ──last Extents──▶ moving
+//	                   │  ▲ Nodes                                   │  ▲ Data, Zero, Discard,
+//	                   └──┘                                         │  └ Barrier, Want, Release
+//	          ┌─────────────────────────Pass────────────────────────┤
+//	          ▼                                                     │ Seal
+//	     relisting ──last Extents──▶ checking ──Seal──▶ sealed ◀────┘
+//	                                  └ Release           └─Report, Bye──▶ over
+type targetState uint8
+
+const (
+	targetWaiting targetState = iota
+	targetGreeted
+	targetListing
+	targetMoving
+	targetRelisting
+	targetChecking
+	targetSealed
+	targetOver
+)
+
+var targetStateNames = [...]string{"waiting", "greeted", "listing", "moving", "relisting", "checking", "sealed", "over"}
+
+func (s targetState) String() string { return targetStateNames[s] }
+
+// targetStep says where a frame leads, and whether it may come at all. Pure.
+// last is set for the frame that ends a list.
+func targetStep(s targetState, k transport.Kind, last bool) (targetState, error) {
+	switch {
+	case s == targetWaiting && k == kindStart:
+		return targetGreeted, nil
+	case s == targetGreeted && k == kindNodes:
+		return s, nil
+	case s == targetGreeted && k == kindPlan:
+		return targetListing, nil
+	case s == targetListing && k == kindExtents:
+		return oneOf(last, targetMoving, s), nil
+	case s == targetMoving && isMoving(k):
+		return s, nil
+	case s == targetMoving && k == kindPass:
+		return targetRelisting, nil
+	case s == targetRelisting && k == kindExtents:
+		return oneOf(last, targetChecking, s), nil
+	case s == targetChecking && k == kindRelease:
+		return s, nil
+	case (s == targetMoving || s == targetChecking) && k == kindSeal:
+		return targetSealed, nil
+	case s == targetSealed && k == kindReport:
+		return s, nil
+	case s == targetSealed && k == kindBye:
+		return targetOver, nil
+	}
+	return s, protocolf("frame of kind %d from the source in state %v", k, s)
+}
+
+func oneOf(cond bool, a, b targetState) targetState {
+	if cond {
+		return a
+	}
+	return b
+}
+
+func isMoving(k transport.Kind) bool {
+	switch k {
+	case kindData, kindZero, kindDiscard, kindBarrier, kindWant, kindRelease:
+		return true
+	}
+	return false
+}
+
+// A target plays the target's role in one session.
+type target struct {
+	o        Options
+	name     string
+	link     *transport.Conn // control, and the first stream
+	join     joiner          // waits for a further stream; nil if none can come
+	vol      *meter
+	tree     *kept
+	dirty    *cbt.Map
+	writable bool
+
+	began    time.Time
+	state    targetState // of the control link; its receiver's alone
+	start    message.Start
+	plan     message.Plan
+	pass     message.Pass
+	list     extentReader
+	key      [16]byte
+	conns    []*transport.Conn
+	respond  *responder
+	apply    atomic.Pointer[applier]
+	ready    chan struct{} // closed when apply is there, for joined streams
+	sealer   *sealer
+	facts    position
+	report   reportReader
+	lines    *lines
+	progress atomic.Pointer[Progress]
+}
+
+// run answers one source until its session ends. Every goroutine it starts has
+// returned when it returns, and every link is closed.
+func (t *target) run(ctx context.Context) (*Report, error) {
+	t.began = time.Now()
+	t.ready = make(chan struct{})
+	l, g, ctx := attend(ctx, t.link)
+	t.lines = l
+	l.keep(ctx, g, t.link, func(f *transport.Frame) (bool, error) {
+		err := t.take(ctx, g, f)
+		if err != nil || t.state != targetOver {
+			return false, err
+		}
+		close(l.ended)
+		return true, nil
+	})
+	err := l.wait(g)
+	t.sealer.discard()
+	if err != nil {
+		return nil, err
+	}
+	return t.report.decode()
+}
+
+// take handles one frame. It never waits for a frame of the source's.
+func (t *target) take(ctx context.Context, g *errgroup.Group, f *transport.Frame) error {
+	if f.Kind == kindError {
+		defer f.Release()
+		return peerError(f.Payload())
+	}
+	last := false
+	var err error
+	if f.Kind == kindExtents && (t.state == targetListing || t.state == targetRelisting) {
+		if last, err = t.list.add(f.Payload()); err != nil {
+			return err
+		}
+	}
+	next, err := targetStep(t.state, f.Kind, last)
+	if err != nil {
+		return err
+	}
+	t.state = next
+	if isMoving(f.Kind) && t.start.Mode != uint8(modeSync) && f.Kind != kindWant && f.Kind != kindRelease {
+		return protocolf("data in a session that only looks")
+	}
+	switch f.Kind {
+	case kindData, kindZero, kindDiscard:
+		return t.apply.Load().add(ctx, 0, f) // the applier releases it
+	}
+	defer f.Release()
+	return t.handle(ctx, g, f, last)
+}
+
+func (t *target) handle(ctx context.Context, g *errgroup.Group, f *transport.Frame, last bool) error {
+	p := f.Payload()
+	switch f.Kind {
+	case kindStart:
+		return t.greet(ctx, g, p)
+	case kindNodes:
+		return t.nodes(ctx, p)
+	case kindPlan:
+		return t.planned(p)
+	case kindExtents:
+		if last {
+			return t.begin(ctx, g)
+		}
+		return nil
+	case kindBarrier:
+		var m message.Barrier
+		if err := m.Decode(p); err != nil {
+			return err
+		}
+		return t.apply.Load().barrier(0, m)
+	case kindWant:
+		var m message.Want
+		if err := m.Decode(p); err != nil {
+			return err
+		}
+		return t.respond.want(m)
+	case kindRelease:
+		var m message.Release
+		if err := m.Decode(p); err != nil {
+			return err
+		}
+		return t.respond.release(int64(min(m.Unit, 1<<62)))
+	case kindPass:
+		return t.passed(p)
+	case kindSeal:
+		return t.seal(ctx, p)
+	case kindReport:
+		return t.report.add(p)
+	}
+	t.lines.over.Store(true) // the source may close any link once it has our word
+	return t.link.Send(kindBye, message.Bye{}.Append(nil))
+}
+
+// greet answers the source's Start with what this side knows of itself.
+func (t *target) greet(ctx context.Context, g *errgroup.Group, p []byte) error {
+	if err := t.start.Decode(p); err != nil {
+		return err
+	}
+	writes := mode(t.start.Mode) == modeSync && !t.start.DryRun
+	if writes && !t.writable {
+		return &RefusedError{Volume: t.name, Reason: "it is open for reading only", Next: "serve it for writing, or name another target"}
+	}
+	if err := t.streams(ctx, g); err != nil {
+		return err
+	}
+	t.facts = position{name: t.name, size: t.vol.v.Size()}
+	if t.start.Allocated {
+		var err error
+		if t.facts.allocated, t.facts.sparse, err = t.vol.allocated(ctx); err != nil {
+			return err
+		}
+	}
+	if t.tree != nil {
+		t.facts.tree = &t.tree.facts
+	}
+	if t.dirty != nil {
+		t.facts.mapped, t.facts.dirty = true, t.dirty.Extents()
+	}
+	m := message.Info{Volume: volumeInfo(t.facts, t.vol)}
+	if _, err := rand.Read(m.Share[:]); err != nil {
+		return err
+	}
+	t.key = sessionKey(t.start.Session, t.start.Share, m.Share)
+	if err := t.link.Send(kindInfo, m.Append(nil)); err != nil {
+		return err
+	}
+	if t.facts.sparse {
+		if err := sendExtents(t.link, extentsAllocated, cbt.Coarsen(t.facts.allocated, maxListed)); err != nil {
+			return err
+		}
+	}
+	if t.facts.mapped {
+		return sendExtents(t.link, extentsDirty, cbt.Coarsen(t.facts.dirty, maxListed))
+	}
+	return nil
+}
+
+// streams waits for the further connections of the session, each with a receiver of its own.
+func (t *target) streams(ctx context.Context, g *errgroup.Group) error {
+	n := max(1, int(t.start.Streams))
+	if n > maxStreams || (n > 1 && t.join == nil) {
+		return protocolf("%d streams, where there can be one", n)
+	}
+	for i := 1; i < n; i++ {
+		c, err := t.join(ctx, i, t.o.Timeout)
+		if err != nil {
+			return err
+		}
+		t.conns = append(t.conns, c)
+		t.lines.keep(ctx, g, c, func(f *transport.Frame) (bool, error) {
+			return false, t.takeStream(ctx, i, f)
+		})
+	}
+	return nil
+}
+
+// takeStream handles one frame of a further stream.
+func (t *target) takeStream(ctx context.Context, i int, f *transport.Frame) error {
+	select {
+	case <-t.ready:
+	case <-ctx.Done():
+		f.Release()
+		return ctx.Err()
+	}
+	a := t.apply.Load()
+	switch f.Kind {
+	case kindData, kindZero, kindDiscard:
+		return a.add(ctx, i, f) // the applier releases it
+	}
+	defer f.Release()
+	if f.Kind != kindBarrier {
+		return protocolf("frame of kind %d on stream %d", f.Kind, i)
+	}
+	var m message.Barrier
+	if err := m.Decode(f.Payload()); err != nil {
+		return err
+	}
+	return a.barrier(i, m)
+}
+
+func (t *target) nodes(ctx context.Context, p []byte) error {
+	var m message.Nodes
+	if err := m.Decode(p); err != nil {
+		return err
+	}
+	if t.tree == nil {
+		return protocolf("request for nodes of a tree that is not kept")
+	}
+	return serveNodes(ctx, t.link, t.tree, m)
+}
+
+// planned takes the source's plan. The candidates follow.
+func (t *target) planned(p []byte) error {
+	if err := t.plan.Decode(p); err != nil {
+		return err
+	}
+	t.list = extentReader{purpose: extentsCandidates, size: t.span()}
+	if origin(t.plan.From) == fromTree && t.tree == nil {
+		return protocolf("plan rests on a kept tree there is none of")
+	}
+	if origin(t.plan.From) == fromTree &&
+		(merkle.Algorithm(t.plan.Digest) != t.tree.facts.algorithm || int64(t.plan.Leaf) != t.tree.facts.leaf) {
+		return protocolf("plan rests on a tree of another shape than the one kept")
+	}
+	if t.o.Events.Plan != nil {
+		t.o.Events.Plan(Plan{Rung: Rung(t.plan.Rung), Reason: t.plan.Reason, Volume: t.start.Volume.Size, Candidates: t.plan.Candidates})
+	}
+	return nil
+}
+
+// span is how many bytes the session is about.
+func (t *target) span() int64 {
+	if mode(t.start.Mode) == modeDigest {
+		return t.vol.v.Size()
+	}
+	return min(t.start.Volume.Size, t.vol.v.Size())
+}
+
+// begin starts the work on the candidates that were listed.
+func (t *target) begin(ctx context.Context, g *errgroup.Group) error {
+	if t.state == targetChecking {
+		return t.check(ctx, g)
+	}
+	leaf := int64(0)
+	if t.plan.Level == 1 {
+		leaf = int64(t.plan.Leaf)
+	}
+	l := newLayout(t.span(), leaf, t.list.list)
+	if len(l.candidates) != len(t.list.list) || cbt.Total(l.candidates) != cbt.Total(t.list.list) {
+		return protocolf("candidates are not aligned to %d bytes", l.grain())
+	}
+	t.respond = &responder{
+		layout: l, conn: t.link, vol: t.vol, tree: t.tree, key: t.key,
+		digest: merkle.Algorithm(t.plan.Digest), from: origin(t.plan.From), scans: t.o.Workers,
+	}
+	t.respond.prepare()
+	if mode(t.start.Mode) == modeSync && !t.start.DryRun {
+		a := newApplier(1 + len(t.conns))
+		a.vol, a.layout, a.key, a.conn = t.vol, l, t.key, t.link
+		a.writers, a.window = 2*t.o.Workers, t.o.Window
+		t.apply.Store(a)
+		g.Go(func() error { return a.run(ctx) })
+	}
+	close(t.ready)
+	if err := t.link.Send(kindAgree, message.Agree{Window: uint32(t.o.Window)}.Append(nil)); err != nil {
+		return err
+	}
+	if t.plan.Level != 0 {
+		g.Go(func() error { return t.respond.run(ctx) })
+	}
+	return nil
+}
+
+func (t *target) passed(p []byte) error {
+	if err := t.pass.Decode(p); err != nil {
+		return err
+	}
+	t.respond.stop()
+	t.list = extentReader{purpose: extentsCandidates, size: t.span()}
+	return nil
+}
+
+// check reads everything listed from the medium and sends its digests (L7).
+func (t *target) check(ctx context.Context, g *errgroup.Group) error {
+	l := newLayout(t.span(), int64(t.pass.Leaf), t.list.list)
+	var err error
+	if t.sealer, err = newSealer(l, merkle.Algorithm(t.pass.Digest)); err != nil {
+		return err
+	}
+	t.respond = &responder{
+		layout: l, conn: t.link, vol: t.vol, key: t.key, digest: merkle.Algorithm(t.pass.Digest),
+		from: fromVolume, medium: true, seal: t.sealer, scans: t.o.Workers,
+	}
+	t.respond.prepare()
+	g.Go(func() error { return t.respond.run(ctx) })
+	return nil
+}
+
+// seal answers with this side's root and figures.
+func (t *target) seal(ctx context.Context, p []byte) error {
+	var m message.Seal
+	if err := m.Decode(p); err != nil {
+		return err
+	}
+	t.respond.stop()
+	out := message.Sealed{Algorithm: m.Algorithm, Stats: stats(t.vol)}
+	if m.Algorithm != 0 {
+		if t.sealer == nil || merkle.Algorithm(t.pass.Digest) != merkle.Algorithm(m.Algorithm) {
+			return protocolf("seal without a pass over the volume")
+		}
+		root, err := t.sealer.root(ctx)
+		if err != nil {
+			return err
+		}
+		out.Root = root
+	}
+	return t.link.Send(kindSealed, out.Append(nil))
+}

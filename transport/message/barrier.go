@@ -1,0 +1,69 @@
+package message
+
+import ()
+
+// Barrier asks the target to make everything before it durable.
+//
+//	off size field
+//	  0    8 id         rises with each barrier
+//	  8    8 frames     Data, Zero and Discard frames sent before it, all streams
+//	 16    1 final      1 if no data follows, else 0
+type Barrier struct {
+	ID     uint64
+	Frames uint64
+	Final  bool
+}
+
+// Append adds the encoding to b.
+func (m Barrier) Append(b []byte) []byte {
+	return putBool(put64(put64(b, m.ID), m.Frames), m.Final)
+}
+
+// Decode reads the encoding in b.
+func (m *Barrier) Decode(b []byte) error {
+	r := reader{b: b, message: "Barrier"}
+	m.ID, m.Frames, m.Final = r.u64("id"), r.u64("frames"), r.bool("final")
+	return r.end()
+}
+
+// Ack answers a [Barrier] once everything before it is durable, not sooner (L2).
+//
+//	off size field
+//	  0    8 id         of the barrier
+//	  8    8 written    bytes written since the session began, at most 2^62
+//	 16    8 verified   bytes read back and found right, at most 2^62
+type Ack struct {
+	ID       uint64
+	Written  int64 // bytes, total
+	Verified int64 // bytes, total
+}
+
+// Append adds the encoding to b.
+func (m Ack) Append(b []byte) []byte {
+	return put64(put64(put64(b, m.ID), uint64(m.Written)), uint64(m.Verified))
+}
+
+// Decode reads the encoding in b.
+func (m *Ack) Decode(b []byte) error {
+	r := reader{b: b, message: "Ack"}
+	m.ID, m.Written, m.Verified = r.u64("id"), r.size("written"), r.size("verified")
+	return r.end()
+}
+
+// Credit lets the source send so many more bytes of bodies.
+//
+//	off size field
+//	  0    4 bytes      not 0
+type Credit struct{ Bytes uint32 }
+
+// Append adds the encoding to b.
+func (m Credit) Append(b []byte) []byte { return put32(b, m.Bytes) }
+
+// Decode reads the encoding in b.
+func (m *Credit) Decode(b []byte) error {
+	r := reader{b: b, message: "Credit"}
+	if m.Bytes = r.u32("bytes"); r.err == nil && m.Bytes == 0 {
+		r.bad("bytes", "0")
+	}
+	return r.end()
+}

@@ -1,0 +1,131 @@
+package message
+
+import ()
+
+// Task tells a served source what to do.
+//
+//	off size field
+//	  0    1 mode       1 sync, 2 compare, 3 digest
+//	  1      codec      str8: none, lz4, zstd, zstd-fast or auto
+//	  +    8 limit      bytes/s, 0 none; at most 2^62
+//	  +    1 streams    connections, 0 to 64; 0 is one
+//	  +    4 window     bytes of data not yet consumed; 0 the source's default
+//	  +    4 leaf       bytes; power of two, 4 KiB to 4 MiB; 0 the source's default
+//	  +    1 verify     0 none, 1 what was written, 2 the whole volume
+//	  +    1 seal       0 none, 1 SHA-256, 2 BLAKE3
+//	  +    1 rung       0 highest that holds, 1 to 6 this one
+//	  +    4 flags      bit 0 target may be larger, bit 1 dry run, bit 2 dirty
+//	                    map follows as Extents, bit 3 trust kept trees
+type Task struct {
+	Mode        uint8 // 1 sync, 2 compare, 3 digest
+	Codec       string
+	Limit       int64 // bytes/s, 0 none
+	Streams     uint8
+	Window      uint32 // bytes
+	Leaf        uint32 // bytes
+	Verify      uint8  // 0 none, 1 changed, 2 full
+	Seal        uint8  // 0 none, 1 SHA-256, 2 BLAKE3
+	Rung        uint8  // 0 auto, else forced; see Plan
+	AllowLarger bool
+	DryRun      bool
+	Dirty       bool // Extents with purpose 1 follow
+	TrustTrees  bool
+}
+
+// Append adds the encoding to b.
+func (m Task) Append(b []byte) []byte {
+	b = putStr8(append(b, m.Mode), m.Codec)
+	b = append(put64(b, uint64(m.Limit)), m.Streams)
+	b = put32(put32(b, m.Window), m.Leaf)
+	b = append(b, m.Verify, m.Seal, m.Rung)
+	return put32(b, flagBits(m.AllowLarger, m.DryRun, m.Dirty, m.TrustTrees))
+}
+
+// Decode reads the encoding in b.
+func (m *Task) Decode(b []byte) error {
+	r := reader{b: b, message: "Task"}
+	m.Mode = r.between("mode", 1, 3)
+	m.Codec = r.str8("codec")
+	switch m.Codec {
+	case "none", "lz4", "zstd", "zstd-fast", "auto":
+	default:
+		r.bad("codec", "unknown: %q", m.Codec)
+	}
+	m.Limit = r.size("limit")
+	m.Streams = r.between("streams", 0, maxStreams)
+	m.Window = r.u32("window")
+	m.Leaf = r.leaf("leaf", true)
+	m.Verify = r.between("verify", 0, 2)
+	m.Seal = r.between("seal", 0, 2)
+	m.Rung = r.between("rung", 0, 6)
+	flags := r.flags("flags", 15)
+	m.AllowLarger, m.DryRun = flags&1 != 0, flags&2 != 0
+	m.Dirty, m.TrustTrees = flags&4 != 0, flags&8 != 0
+	return r.end()
+}
+
+// maxStreams is the most connections of one session.
+const maxStreams = 64
+
+// Start is the first word of the source to the target.
+//
+//	off size field
+//	  0   16 session
+//	 16    1 mode       1 sync, 2 compare, 3 digest
+//	 17   16 share      random; half of the key of the session's digests
+//	 33      volume     VolumeInfo of the source
+//	  +    4 flags      bit 0 target may be larger, bit 1 send allocated extents, bit 2 dry run
+//	  +    1 streams    connections the source will use, 0 to 64; 0 is one
+type Start struct {
+	Session     [16]byte
+	Mode        uint8 // 1 sync, 2 compare, 3 digest
+	Share       [16]byte
+	Volume      VolumeInfo
+	AllowLarger bool
+	Allocated   bool // the target is to send its allocated extents
+	DryRun      bool
+	Streams     uint8
+}
+
+// Append adds the encoding to b.
+func (m Start) Append(b []byte) []byte {
+	b = append(append(b, m.Session[:]...), m.Mode)
+	b = m.Volume.append(append(b, m.Share[:]...))
+	return append(put32(b, flagBits(m.AllowLarger, m.Allocated, m.DryRun)), m.Streams)
+}
+
+// Decode reads the encoding in b.
+func (m *Start) Decode(b []byte) error {
+	r := reader{b: b, message: "Start"}
+	copy(m.Session[:], r.bytes("session", len(m.Session)))
+	m.Mode = r.between("mode", 1, 3)
+	copy(m.Share[:], r.bytes("share", len(m.Share)))
+	m.Volume.decode(&r)
+	flags := r.flags("flags", 7)
+	m.AllowLarger, m.Allocated, m.DryRun = flags&1 != 0, flags&2 != 0, flags&4 != 0
+	m.Streams = r.between("streams", 0, maxStreams)
+	return r.end()
+}
+
+// Info answers a [Start].
+//
+//	off size field
+//	  0   16 share      random; the other half of the key
+//	 16      volume     VolumeInfo of the target
+type Info struct {
+	Share  [16]byte
+	Volume VolumeInfo
+}
+
+// Append adds the encoding to b.
+func (m Info) Append(b []byte) []byte {
+	return m.Volume.append(append(b, m.Share[:]...))
+}
+
+// Decode reads the encoding in b.
+func (m *Info) Decode(b []byte) error {
+	r := reader{b: b, message: "Info"}
+	copy(m.Share[:], r.bytes("share", len(m.Share)))
+	m.Volume.decode(&r)
+	return r.end()
+}
