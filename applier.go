@@ -29,6 +29,7 @@ type applier struct {
 	key     [16]byte
 	conn    *transport.Conn // acknowledgements and credit go here
 	writers int
+	sparing bool // nobody knows whether something lies there: zeroes are always punched
 
 	jobs  chan writeJob
 	turns chan *generation // in order
@@ -313,11 +314,24 @@ func (w *writer) apply(ctx context.Context, f *transport.Frame) (*record, error)
 		if !w.a.layout.contains(x.Off, x.End-x.Off) {
 			return nil, protocolf("zeroes for %v, which is not among the candidates", cbt.Extent(x))
 		}
-		if err := w.a.vol.zeroAt(ctx, x.Off, x.End-x.Off); err != nil {
+		if err := w.clear(ctx, x); err != nil {
 			return nil, err
 		}
 	}
 	return &record{spans: append([]message.Extent(nil), w.zero.Spans...)}, nil
+}
+
+// punchBytes is the shortest range worth giving back to the file system. A hole
+// costs it a journal entry and a split extent; what is shorter is overwritten
+// with zeroes, which takes no new space where something else lay before.
+const punchBytes = 64 << 10
+
+func (w *writer) clear(ctx context.Context, x message.Extent) error {
+	n := x.End - x.Off
+	if n >= punchBytes || w.a.sparing {
+		return w.a.vol.zeroAt(ctx, x.Off, n)
+	}
+	return w.a.vol.writeAt(zeroes()[:n], x.Off)
 }
 
 func (w *writer) applyData(f *transport.Frame) (*record, error) {
@@ -334,10 +348,14 @@ func (w *writer) applyData(f *transport.Frame) (*record, error) {
 	if total != int64(f.Raw) {
 		return nil, protocolf("%d bytes of data for %d bytes of volume", f.Raw, total)
 	}
-	if w.buf == nil {
+	if w.buf == nil && f.Codec != transport.None {
 		w.buf = getBuf(transport.MaxRaw)
 	}
-	body, err := transport.Decode(f, w.buf.b)
+	var room []byte
+	if w.buf != nil {
+		room = w.buf.b
+	}
+	body, err := transport.Decode(f, room)
 	if err != nil {
 		return nil, err
 	}

@@ -306,6 +306,7 @@ func (c *comparison) closeIfDone() {
 
 // talk is the only goroutine of the comparison that writes control frames.
 func (c *comparison) talk(ctx context.Context) error {
+	told := int64(0)
 	for {
 		select {
 		case e, ok := <-c.asks:
@@ -325,6 +326,10 @@ func (c *comparison) talk(ctx context.Context) error {
 			c.mu.Lock()
 			low := c.low
 			c.mu.Unlock()
+			if low == told {
+				continue // two notes of the same move
+			}
+			told = low
 			if err := c.release(low); err != nil {
 				return err
 			}

@@ -88,6 +88,9 @@ type job struct {
 
 // local joins both roles by a pipe: the session is the same as between machines.
 func (j *job) local(ctx context.Context, a, b Side) (*Report, error) {
+	if j.o.Codec == "auto" {
+		j.o.Codec = "none" // nothing crosses a link
+	}
 	near, far := transport.Pipe()
 	t, err := newTarget(b, j.o, far, j.writes())
 	if err != nil {

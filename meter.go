@@ -76,14 +76,12 @@ func (m *meter) zeroAt(ctx context.Context, off, n int64) error {
 		m.zeroed.Add(n)
 		return nil
 	}
-	buf := getBuf(int(min(n, unitBytes)))
-	defer buf.put()
-	clear(buf.b)
-	for end := off + n; off < end; off += int64(len(buf.b)) {
+	z := zeroes()
+	for end := off + n; off < end; off += int64(len(z)) {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := m.writeAt(buf.b[:min(int64(len(buf.b)), end-off)], off); err != nil {
+		if err := m.writeAt(z[:min(int64(len(z)), end-off)], off); err != nil {
 			return err
 		}
 	}

@@ -240,3 +240,12 @@ func (r *responder) pieces(sc *scanner, m message.Want) error {
 	}
 	return r.conn.Send(kindPieces, out.Append(nil))
 }
+
+// progress returns how many bytes the source is finished with, to the unit, and
+// how many there are.
+func (r *responder) progress() (done, total int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	total = cbt.Total(r.layout.candidates)
+	return min(r.low*r.layout.maxUnit(), total), total
+}

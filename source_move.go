@@ -29,8 +29,10 @@ func planDigest(source, target position, o Options) decision {
 func (s *source) comparison(d decision) *comparison {
 	c := newComparison(d.layout(), digestSize(d.digest), s.slots(d.layout()))
 	c.settled = func(n int64) { s.settled.Add(n) }
-	c.release = func(low int64) error { return s.send(message.Release{Unit: uint64(low)}) }
 	c.blind, c.silent = d.blind, d.target == fromPeer
+	if !c.blind { // a target that is not asked holds nothing
+		c.release = func(low int64) error { return s.send(message.Release{Unit: uint64(low)}) }
+	}
 	c.every = s.mode == modeDigest
 	if s.vol != nil {
 		c.ask = func(unit int64, leaves uint64) error {
@@ -218,6 +220,9 @@ func (s *source) check(ctx context.Context) error {
 	l := newLayout(s.facts.size, leaf, cbt.Coarsen(base, maxCandidates))
 	c := newComparison(l, digestSize(s.o.Seal), s.slots(l))
 	c.release = func(low int64) error { return s.send(message.Release{Unit: uint64(low)}) }
+	s.settled.Store(0)
+	s.total.Store(cbt.Total(l.candidates))
+	c.settled = func(n int64) { s.settled.Add(n) }
 	s.cmp.Store(c)
 	purpose := uint8(1)
 	if s.o.Seal != 0 {

@@ -96,22 +96,21 @@ type target struct {
 	dirty    *cbt.Map
 	writable bool
 
-	began    time.Time
-	state    targetState // of the control link; its receiver's alone
-	start    message.Start
-	plan     message.Plan
-	pass     message.Pass
-	list     extentReader
-	key      [16]byte
-	conns    []*transport.Conn
-	respond  *responder
-	apply    atomic.Pointer[applier]
-	ready    chan struct{} // closed when apply is there, for joined streams
-	sealer   *sealer
-	facts    position
-	report   reportReader
-	lines    *lines
-	progress atomic.Pointer[Progress]
+	began   time.Time
+	state   targetState // of the control link; its receiver's alone
+	start   message.Start
+	plan    message.Plan
+	pass    message.Pass
+	list    extentReader
+	key     [16]byte
+	conns   []*transport.Conn
+	respond atomic.Pointer[responder]
+	apply   atomic.Pointer[applier]
+	ready   chan struct{} // closed when apply is there, for joined streams
+	sealer  *sealer
+	facts   position
+	report  reportReader
+	lines   *lines
 }
 
 // run answers one source until its session ends. Every goroutine it starts has
@@ -128,6 +127,10 @@ func (t *target) run(ctx context.Context) (*Report, error) {
 		}
 		close(l.ended)
 		return true, nil
+	})
+	g.Go(func() error {
+		ticking(ctx, l.ended, t.o.Events.Progress, t.progress)
+		return nil
 	})
 	err := l.wait(g)
 	t.sealer.discard()
@@ -191,13 +194,13 @@ func (t *target) handle(ctx context.Context, g *errgroup.Group, f *transport.Fra
 		if err := m.Decode(p); err != nil {
 			return err
 		}
-		return t.respond.want(m)
+		return t.respond.Load().want(m)
 	case kindRelease:
 		var m message.Release
 		if err := m.Decode(p); err != nil {
 			return err
 		}
-		return t.respond.release(int64(min(m.Unit, 1<<62)))
+		return t.respond.Load().release(int64(min(m.Unit, 1<<62)))
 	case kindPass:
 		return t.passed(p)
 	case kindSeal:
@@ -347,15 +350,17 @@ func (t *target) begin(ctx context.Context, g *errgroup.Group) error {
 	if len(l.candidates) != len(t.list.list) || cbt.Total(l.candidates) != cbt.Total(t.list.list) {
 		return protocolf("candidates are not aligned to %d bytes", l.grain())
 	}
-	t.respond = &responder{
+	r := &responder{
 		layout: l, conn: t.link, vol: t.vol, tree: t.tree, key: t.key,
 		digest: merkle.Algorithm(t.plan.Digest), from: origin(t.plan.From), scans: t.o.Workers,
 	}
-	t.respond.prepare()
+	r.prepare()
+	t.respond.Store(r)
 	if mode(t.start.Mode) == modeSync && !t.start.DryRun {
 		a := newApplier(1 + len(t.conns))
 		a.vol, a.layout, a.key, a.conn = t.vol, l, t.key, t.link
 		a.writers, a.window = 2*t.o.Workers, t.o.Window
+		a.sparing = t.plan.Level == 0
 		t.apply.Store(a)
 		g.Go(func() error { return a.run(ctx) })
 	}
@@ -364,7 +369,7 @@ func (t *target) begin(ctx context.Context, g *errgroup.Group) error {
 		return err
 	}
 	if t.plan.Level != 0 {
-		g.Go(func() error { return t.respond.run(ctx) })
+		g.Go(func() error { return r.run(ctx) })
 	}
 	return nil
 }
@@ -373,7 +378,7 @@ func (t *target) passed(p []byte) error {
 	if err := t.pass.Decode(p); err != nil {
 		return err
 	}
-	t.respond.stop()
+	t.respond.Load().stop()
 	t.list = extentReader{purpose: extentsCandidates, size: t.span()}
 	return nil
 }
@@ -385,12 +390,13 @@ func (t *target) check(ctx context.Context, g *errgroup.Group) error {
 	if t.sealer, err = newSealer(l, merkle.Algorithm(t.pass.Digest)); err != nil {
 		return err
 	}
-	t.respond = &responder{
+	r := &responder{
 		layout: l, conn: t.link, vol: t.vol, key: t.key, digest: merkle.Algorithm(t.pass.Digest),
 		from: fromVolume, medium: true, seal: t.sealer, scans: t.o.Workers,
 	}
-	t.respond.prepare()
-	g.Go(func() error { return t.respond.run(ctx) })
+	r.prepare()
+	t.respond.Store(r)
+	g.Go(func() error { return r.run(ctx) })
 	return nil
 }
 
@@ -400,7 +406,7 @@ func (t *target) seal(ctx context.Context, p []byte) error {
 	if err := m.Decode(p); err != nil {
 		return err
 	}
-	t.respond.stop()
+	t.respond.Load().stop()
 	out := message.Sealed{Algorithm: m.Algorithm, Stats: stats(t.vol)}
 	if m.Algorithm != 0 {
 		if t.sealer == nil || merkle.Algorithm(t.pass.Digest) != merkle.Algorithm(m.Algorithm) {
@@ -413,4 +419,23 @@ func (t *target) seal(ctx context.Context, p []byte) error {
 		out.Root = root
 	}
 	return t.link.Send(kindSealed, out.Append(nil))
+}
+
+// progress is how far the session is, as this side sees it.
+func (t *target) progress() Progress {
+	p := Progress{Phase: "plan", Elapsed: time.Since(t.began)}
+	if r := t.respond.Load(); r != nil {
+		p.Phase = "transfer"
+		if r.medium {
+			p.Phase = "verify"
+		}
+		p.Done, p.Total = r.progress()
+	}
+	if a := t.apply.Load(); a != nil {
+		p.Raw = a.received.Load()
+		p.Divergent = p.Raw
+	}
+	st := t.link.Stats()
+	p.Wire = st.BytesIn + st.BytesOut
+	return p
 }
