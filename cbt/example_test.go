@@ -13,7 +13,7 @@ import (
 // A program that writes its volume itself wraps it, and from then on a session
 // takes what was written, round after round.
 func ExampleWrap() {
-	const size = 1 << 30
+	const size = 8 << 20
 	volume := cbttest.NewMemory(size) // any io.WriterAt
 	w, err := cbt.Wrap(volume, size, cbt.WriterOptions{Identity: "vg0/data"})
 	if err != nil {

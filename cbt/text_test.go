@@ -91,6 +91,7 @@ func TestParseRunsErrors(t *testing.T) {
 		"{\"a\":\n\"" + strings.Repeat("x", 100_000) + "\"}":                         "line 2: value of more than 65536 bytes",
 		"{\"a\":" + strings.Repeat("[", 100_000):                                     "line 1: ",
 		"{\"extents\":[" + strings.Repeat(" ", 100_000) + "]}":                       "line 1: value of more than 65536 bytes",
+		"{\"extents\":[{\"offset\":1,\n\n\"length\":x}]}":                            "line 3: invalid character 'x'",
 		"{5:1}": "line 1: invalid character '5'",
 	} {
 		_, err := parse(strings.NewReader(text), 1000)
