@@ -38,7 +38,8 @@ func (l level) codec() Codec {
 // does, by the ratio of their compression; where that promises more, it is
 // tried for 4 MiB, and then its own figures count. So where the peer and not
 // the link is slow, compression that does not help is found out and left, and
-// is tried again only after a while, ever longer.
+// is tried again only after a while, ever longer. A [Pipe] has no link: over
+// one, auto is none.
 type Chooser struct {
 	auto     bool
 	encoders float64 // that really run at the same time

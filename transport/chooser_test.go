@@ -1,7 +1,9 @@
 package transport
 
 import (
+	"io"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -139,12 +141,14 @@ func TestChooserFindsTheBest(t *testing.T) {
 
 // TestChooserStart: what settling costs in a short session.
 func TestChooserStart(t *testing.T) {
-	for _, mbit := range []float64{100, 1000, 20000} {
-		w := newWorld(t, 2)
-		w.link, w.socket = mbit*1e6/8, 1<<20
-		got, best := w.run(400<<20), w.best()
-		if got < 0.9*best {
-			t.Errorf("%v Mbit/s: %.0f MB/s, the best codec %.0f", mbit, got/1e6, best/1e6)
+	for _, mbit := range []float64{10, 100, 1000, 3000, 20000} {
+		for _, socket := range []float64{0, 256 << 10, 1 << 20, 4 << 20} {
+			w := newWorld(t, 2)
+			w.link, w.socket = mbit*1e6/8, socket
+			got, best := w.run(400<<20), w.best()
+			if got < 0.9*best {
+				t.Errorf("%v Mbit/s, buffer %v: %.0f MB/s, the best codec %.0f; levels %v", mbit, socket, got/1e6, best/1e6, w.bytes)
+			}
 		}
 	}
 }
@@ -213,4 +217,43 @@ func TestChooserSlowPeer(t *testing.T) {
 			t.Errorf("peer %.0f MB/s: levels %v", peer/1e6, w.bytes)
 		}
 	}
+}
+
+// TestChooserPipe: over a pipe auto is none, however slow the reader.
+func TestChooserPipe(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x, y := Pipe()
+		w, r := New(x, Options{}), New(y, Options{})
+		ch, err := NewChooser("auto", 2)
+		check(t, err)
+		done := make(chan error, 1)
+		go func() {
+			e := NewEncoder(ch)
+			for range 50 {
+				e.Reset(13)
+				p, err := e.Finish(nil, text(MaxRaw))
+				if err == nil {
+					err = w.SendFrame(p)
+				}
+				if err != nil {
+					done <- err
+					return
+				}
+			}
+			done <- w.Close()
+		}()
+		for {
+			f, err := r.Read()
+			if err == io.EOF {
+				break
+			}
+			check(t, err)
+			f.Release()
+			time.Sleep(100 * time.Millisecond)
+		}
+		check(t, <-done)
+		if s := ch.Stats(); s.Level != "none" || s.Levels[0].Raw != 50*MaxRaw || s.Link != 0 {
+			t.Errorf("%+v", s)
+		}
+	})
 }

@@ -23,7 +23,7 @@ func pair(t *testing.T, oa, ob Options, want error) (a, b *Conn) {
 		go func() { done <- c.Run(context.Background()) }()
 		t.Cleanup(func() {
 			c.Close()
-			if err := <-done; !errors.Is(err, want) {
+			if err := <-done; !errors.Is(err, want) && !errors.Is(err, io.ErrClosedPipe) { // the other end may be closed already
 				t.Errorf("Run: %v, want %v", err, want)
 			}
 		})
@@ -104,6 +104,28 @@ func TestTimeoutWatchdog(t *testing.T) {
 		}
 		if err := c.Send(1, nil); !errors.Is(err, ErrTimeout) {
 			t.Errorf("Send: %v", err)
+		}
+	})
+}
+
+// TestTimeoutBlocked: the peer neither speaks nor reads; the ping that waits for
+// it does not keep Run from giving it up.
+func TestTimeoutBlocked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x, silent := Pipe()
+		defer silent.Close()
+		full, err := x.Write(make([]byte, pipeRing))
+		check(t, err)
+		c := New(x, Options{})
+		ran := make(chan error, 1)
+		go func() { ran <- c.Run(t.Context()) }()
+		began := time.Now()
+		_, err = c.Read()
+		if took := time.Since(began); !errors.Is(err, ErrTimeout) || took != 30*time.Second {
+			t.Errorf("%d bytes before: after %v: %v", full, took, err)
+		}
+		if err := <-ran; !errors.Is(err, ErrTimeout) {
+			t.Errorf("Run: %v", err)
 		}
 	})
 }

@@ -118,26 +118,23 @@ func sum(d *xxhash.Digest, head, payload []byte) uint64 {
 }
 
 // parseHeader reads a header and holds every number in it against its limits,
-// before anyone allocates by it.
+// before anyone allocates by it. want is the number the frame must have.
 func parseHeader(b []byte, want uint32) (header, error) {
+	stored, raw := binary.LittleEndian.Uint32(b[4:]), binary.LittleEndian.Uint32(b[8:])
+	if stored > MaxStored {
+		return header{}, fmt.Errorf("%w: %d bytes stored, limit %d", ErrTooLarge, stored, MaxStored)
+	}
+	if raw > MaxStored { // of what is compressed check has the lower limit
+		return header{}, fmt.Errorf("%w: %d bytes raw, limit %d", ErrTooLarge, raw, MaxRaw)
+	}
 	h := header{
 		kind:   Kind(b[0]),
 		codec:  Codec(b[1]),
 		head:   int(binary.LittleEndian.Uint16(b[2:])),
+		stored: int(stored),
+		raw:    int(raw),
 		seq:    binary.LittleEndian.Uint32(b[12:]),
 		sum:    binary.LittleEndian.Uint64(b[16:]),
-		stored: MaxStored + 1,
-		raw:    MaxStored + 1,
-	}
-	if n := binary.LittleEndian.Uint32(b[4:]); n > MaxStored {
-		return h, fmt.Errorf("%w: %d bytes stored, limit %d", ErrTooLarge, n, MaxStored)
-	} else {
-		h.stored = int(n)
-	}
-	if n := binary.LittleEndian.Uint32(b[8:]); n > MaxStored {
-		return h, fmt.Errorf("%w: %d bytes raw, limit %d", ErrTooLarge, n, MaxRaw)
-	} else {
-		h.raw = int(n)
 	}
 	return h, h.check(want)
 }

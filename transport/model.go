@@ -2,17 +2,20 @@ package transport
 
 import "math"
 
-// rate is a quotient of two sums that forget: once the first has reached
-// rateSpan, both are halved.
+// rate is a quotient of two sums that forget: bytes by seconds, or by bytes.
 type rate struct{ n, d float64 }
 
-// rateSpan is how many bytes a rate looks back over.
-const rateSpan = 8 << 20
+// A rate looks back over so many bytes, and so many seconds if those are more:
+// on a fast link a hiccup of the machine is longer than many megabytes take.
+const (
+	rateSpan    = 8 << 20
+	rateSeconds = 0.2
+)
 
 func (r *rate) add(n, d float64) {
 	r.n += n
 	r.d += d
-	if r.n > rateSpan {
+	if r.n > rateSpan && r.d > rateSeconds {
 		r.n /= 2
 		r.d /= 2
 	}
@@ -58,11 +61,13 @@ var assumed = [levels]struct {
 	levelDefault: {speed: 190e6, gain: 1.63},
 }
 
-// The steps of the chooser.
+// The steps of the chooser. A level that compresses is judged by bytes, for its
+// first writes still wait for what was sent before; none is judged by time, for
+// on a fast link a hiccup of the machine is longer than many frames.
 const (
-	trialBytes   = 4 << 20  // raw bytes before a level is judged,
-	trialSeconds = 0.1      // or so much time in writes if that is sooner
-	trialLeast   = 1 << 20  // but no fewer raw bytes than this
+	trialBytes   = 4 << 20  // raw bytes before a level that compresses is judged
+	trialSeconds = 0.05     // in writes before none is judged, and
+	trialLeast   = 1 << 20  // raw bytes, to judge none or to believe a speed
 	holdFirst    = 64 << 20 // raw bytes before a level that lost is tried again,
 	holdMost     = 1 << 30  // at most, after doubling
 	heavierGain  = 1.08     // a heavier level must promise so much more,
@@ -137,7 +142,8 @@ func (c *Chooser) couldHelp() bool {
 // decide takes another level if the present one had its trial and another is
 // worth more.
 func (c *Chooser) decide() {
-	if c.run.n < trialLeast || c.run.n < trialBytes && c.run.d < trialSeconds {
+	if c.now != levelNone && c.run.n < trialBytes ||
+		c.now == levelNone && (c.run.n < trialLeast || c.run.d < trialSeconds) {
 		return
 	}
 	worth := c.worth(c.now)

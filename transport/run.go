@@ -18,22 +18,57 @@ func (c *Conn) Run(ctx context.Context) error {
 		c.Close()
 		close(finished)
 	})
-	err := c.keep()
+	pings := make(chan error, 1)
+	go func() { pings <- c.ping() }()
+	err := c.watch() // the connection is closed when it returns
+	if broken := <-pings; err == nil {
+		err = broken
+	}
 	if !stop() {
 		<-finished
 	}
-	if err == nil && ctx.Err() != nil {
+	if err == nil {
 		err = ctx.Err()
-	}
-	if err != nil {
-		c.Close()
 	}
 	return err
 }
 
-// keep returns when the connection is closed or broken.
-func (c *Conn) keep() error {
-	timer := time.NewTimer(c.untilNext())
+// watch returns when the connection is closed, be it because the peer was silent.
+func (c *Conn) watch() error {
+	timer := time.NewTimer(c.untilSilent())
+	defer timer.Stop()
+	for {
+		select {
+		case <-c.closed:
+			return nil
+		case <-timer.C:
+		}
+		if c.opts.Timeout > 0 && c.untilSilent() <= 0 {
+			c.timedOut.Store(true)
+			c.Close()
+			return c.cause(nil)
+		}
+		timer.Reset(c.untilSilent())
+	}
+}
+
+// untilSilent is how long the peer may still say nothing: the whole time-out if
+// no read waits, or if the stream has deadlines and needs no watching.
+func (c *Conn) untilSilent() time.Duration {
+	if c.opts.Timeout <= 0 {
+		return time.Hour
+	}
+	left := c.opts.Timeout
+	if t := c.waiting.Load(); t != 0 {
+		left -= time.Duration(c.since() - t)
+	}
+	return left
+}
+
+// ping sends pings and pongs until the connection is closed, and closes it if it
+// cannot. It is a goroutine of its own: where its write waits, watch does not.
+func (c *Conn) ping() error {
+	timer := time.NewTimer(c.untilIdle())
 	defer timer.Stop()
 	for {
 		var err error
@@ -43,29 +78,35 @@ func (c *Conn) keep() error {
 		case <-c.pinged:
 			err = c.signal(Pong)
 		case <-timer.C:
-			if c.silent() {
-				c.timedOut.Store(true)
-				return c.cause(nil)
-			}
-			if c.idle() >= c.opts.KeepAlive && c.opts.KeepAlive > 0 {
+			if c.opts.KeepAlive > 0 && c.untilIdle() <= 0 {
 				err = c.signal(Ping)
 			}
-			timer.Reset(c.untilNext())
+			timer.Reset(max(c.untilIdle(), time.Millisecond))
 		}
-		if err != nil {
-			select {
-			case <-c.closed: // the error says no more than that
-				return nil
-			default:
-				return err
-			}
+		if err == nil {
+			continue
+		}
+		select {
+		case <-c.closed: // the error says no more than that
+			return nil
+		default:
+			c.Close()
+			return err
 		}
 	}
 }
 
+// untilIdle is how long nothing more may be written before a ping is due.
+func (c *Conn) untilIdle() time.Duration {
+	if c.opts.KeepAlive <= 0 {
+		return time.Hour
+	}
+	return c.opts.KeepAlive - time.Duration(c.since()-c.lastWrite.Load())
+}
+
 // signal sends a frame of its own kind, unless a frame is being written: then
-// the peer gets bytes anyway, and nobody here may wait for it to read them.
-// (If reader and peer's reader both waited to write a pong, neither would read.)
+// the peer gets bytes anyway. It never waits for its turn, and the reading
+// goroutine never writes: if both ends' readers did, neither would read.
 func (c *Conn) signal(k Kind) error {
 	select {
 	case c.writing <- struct{}{}:
@@ -75,31 +116,4 @@ func (c *Conn) signal(k Kind) error {
 	}
 	defer c.unlock()
 	return c.sendLocked(k, nil)
-}
-
-// idle is how long nothing was written.
-func (c *Conn) idle() time.Duration {
-	return time.Duration(c.since() - c.lastWrite.Load())
-}
-
-// silent says whether a read has waited too long and only we can end it.
-func (c *Conn) silent() bool {
-	t := c.waiting.Load()
-	return t != 0 && c.opts.Timeout > 0 && time.Duration(c.since()-t) >= c.opts.Timeout
-}
-
-// untilNext is how long neither a ping nor a time-out can be due.
-func (c *Conn) untilNext() time.Duration {
-	next := time.Hour
-	if c.opts.KeepAlive > 0 {
-		next = min(next, c.opts.KeepAlive-c.idle())
-	}
-	if c.opts.Timeout > 0 {
-		left := c.opts.Timeout
-		if t := c.waiting.Load(); t != 0 {
-			left -= time.Duration(c.since() - t)
-		}
-		next = min(next, left)
-	}
-	return max(next, time.Millisecond)
 }

@@ -69,16 +69,32 @@ func say(t *testing.T, address string, o Options) (string, error) {
 	return string(got[:n]), err
 }
 
+// loopbacks runs test for each way of naming this machine.
+func loopbacks(t *testing.T, test func(t *testing.T, host string)) {
+	for _, host := range []string{"127.0.0.1", "localhost", "[::1]"} {
+		t.Run(host, func(t *testing.T) {
+			l, err := net.Listen("tcp", host+":0")
+			if err != nil {
+				t.Skipf("needs the loopback address %s: %v", host, err)
+			}
+			if err := l.Close(); err != nil {
+				t.Fatal(err)
+			}
+			test(t, host)
+		})
+	}
+}
+
 func TestTCP(t *testing.T) {
-	for _, at := range []string{"tcp://127.0.0.1:0", "tcp://localhost:0", "tcp://[::1]:0"} {
-		url := URL(echoAt(t, at, plain))
+	loopbacks(t, func(t *testing.T, host string) {
+		url := URL(echoAt(t, "tcp://"+host+":0", plain))
 		if got, err := say(t, url+"/x", plain); got != "hello" || err != nil {
 			t.Errorf("%s: %q, %v", url, got, err)
 		}
 		if _, err := say(t, url+"/x", Options{}); err == nil || !strings.Contains(err.Error(), "--plain-tcp") {
 			t.Errorf("%s without the option: %v", url, err)
 		}
-	}
+	})
 	l := echoAt(t, "tcp://127.0.0.1:0", plain)
 	if err := l.Close(); err != nil {
 		t.Fatal(err)

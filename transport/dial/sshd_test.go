@@ -101,6 +101,12 @@ PermitRootLogin prohibit-password
 		t.Fatal(err)
 	}
 	write(t, dir, "known", fmt.Sprintf("[%s]:%d %s", host, port, known))
+	s := sshServer{
+		dir:     dir,
+		address: Address{Scheme: SSH, User: me.Username, Host: host, Port: port, Volume: "/dev/x"},
+		options: Options{SSH: sshClient(dir, "mine", "known")},
+	}
+	needAccount(t, s)
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -109,10 +115,18 @@ PermitRootLogin prohibit-password
 	if err := os.Chmod(bin, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	return sshServer{
-		dir:     dir,
-		address: Address{Scheme: SSH, User: me.Username, Host: host, Port: port, Volume: "/dev/x"},
-		options: Options{RemoteFailback: bin, SSH: sshClient(dir, "mine", "known")},
+	s.options.RemoteFailback = bin
+	return s
+}
+
+// needAccount finds out, without the code under test, whether this user can log
+// in with a key: a locked account or one without a shell can not.
+func needAccount(t *testing.T, s sshServer) {
+	t.Helper()
+	argv := append(s.options.SSH[1:], "-p", strconv.Itoa(s.address.Port), "-l", s.address.User, "--", s.address.Host, "echo let in")
+	out, err := exec.Command(s.options.SSH[0], argv...).CombinedOutput()
+	if err != nil || string(out) != "let in\n" {
+		t.Skipf("needs an account that sshd lets in and that has a shell; %s: %v: %s", s.address.User, err, out)
 	}
 }
 

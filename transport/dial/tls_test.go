@@ -64,15 +64,15 @@ func expired(c *x509.Certificate) {
 
 func TestTLS(t *testing.T) {
 	_, made := authority(t, "server", "client")
-	for _, at := range []string{"tls://127.0.0.1:0", "tls://localhost:0", "tls://[::1]:0"} {
-		url := URL(echoAt(t, at, Options{Credentials: made["server"]}))
+	loopbacks(t, func(t *testing.T, host string) {
+		url := URL(echoAt(t, "tls://"+host+":0", Options{Credentials: made["server"]}))
 		if !strings.HasPrefix(url, "tls://") {
 			t.Errorf("URL %s", url)
 		}
 		if got, err := say(t, url+"/x", Options{Credentials: made["client"]}); got != "hello" || err != nil {
 			t.Errorf("%s: %q, %v", url, got, err)
 		}
-	}
+	})
 }
 
 func TestTLSPeerName(t *testing.T) {

@@ -1,12 +1,12 @@
 package message
 
-import ()
-
-// Barrier asks the target to make everything before it durable.
+// Barrier asks the target to make everything before it durable. It goes out on
+// every connection of the session; what it bounds is complete when it has come
+// on all of them.
 //
 //	off size field
-//	  0    8 id         rises with each barrier
-//	  8    8 frames     Data, Zero and Discard frames sent before it, all streams
+//	  0    8 id         1 for the first, one more for each
+//	  8    8 frames     Data, Zero and Discard frames sent before it on this connection
 //	 16    1 final      1 if no data follows, else 0
 type Barrier struct {
 	ID     uint64
@@ -50,7 +50,8 @@ func (m *Ack) Decode(b []byte) error {
 	return r.end()
 }
 
-// Credit lets the source send so many more bytes of bodies.
+// Credit gives back what frames took of the window, once their bytes are
+// written. A Data, Zero or Discard frame takes its stored bytes and 64 more.
 //
 //	off size field
 //	  0    4 bytes      not 0

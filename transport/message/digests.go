@@ -1,8 +1,7 @@
 package message
 
-import ()
-
-// Digests carries the digests of consecutive leaves of one unit.
+// Digests carries the digests of one unit: of its leaves, or of its pieces if
+// the plan's level is 2, in order.
 //
 //	off size field
 //	  0    8 unit       number of the unit

@@ -62,7 +62,7 @@ func examples() []example {
 		{"task", message.Task{Mode: 1, Codec: "auto", Limit: 50 << 20, Streams: 4, Window: 16 << 20, Leaf: 64 << 10, Verify: 1, Seal: 2, Dirty: true, TrustTrees: true}},
 		{"task/compare", message.Task{Mode: 2, Codec: "none", Rung: 6, AllowLarger: true, DryRun: true}},
 		{"start", message.Start{Session: session, Mode: 1, Share: share, Volume: volume(true), Allocated: true, Streams: 1}},
-		{"info", message.Info{Share: share, Volume: message.VolumeInfo{Size: 512, Align: 512, ReadOnly: true}}},
+		{"info", message.Info{Share: share, Volume: message.VolumeInfo{Size: 512, Align: 512, ReadOnly: true, Mapped: true}}},
 		{"extents", message.Extents{Purpose: 1, Last: true, Extents: []message.Extent{{Off: 0, End: 4096}, {Off: 8192, End: 1 << 40}, {Off: 1<<62 - 1, End: 1 << 62}}}},
 		{"extents/empty", message.Extents{Purpose: 4, Last: true}},
 		{"plan", message.Plan{Rung: 4, Reason: "the target's map is not trusted: epoch lost", Level: 2, From: 1, Leaf: 64 << 10, Candidates: 1 << 32, Verify: 1, Seal: 1}},

@@ -102,7 +102,7 @@ func (m *Opened) Decode(b []byte) error {
 //	  0    8 size       bytes; positive, a multiple of 512, at most 2^62
 //	  8    4 align      bytes; power of two, 512 to 65536
 //	 12    4 flags      bit 0 read-only, bit 1 knows what is allocated, bit 2 kept tree,
-//	              bit 3 keeps a dirty map
+//	                    bit 3 dirty map kept
 //	 16      identity   str8
 //	         name       str8
 //	         tree       TreeInfo, if flag bit 2 is set

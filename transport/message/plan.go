@@ -1,15 +1,15 @@
 package message
 
-import ()
-
-// Plan says what the source will do and why, before anything is done (L3).
+// Plan says what the source will do and why, before anything is done (L3). The
+// candidates follow as Extents with purpose 3.
 //
 //	off size field
 //	  0    1 rung       1 exact, 2 epochs, 3 residue, 4 merkle, 5 allocated, 6 full
 //	  1      reason     str16, at most 1024 bytes
 //	  +    1 level      0 nothing is compared, 1 leaves, 2 pieces
 //	  +    1 digest     0 keyed by the session, 1 SHA-256, 2 BLAKE3
-//	  +    1 from       1 the target reads its volume, 2 the target's kept tree, 3 nobody
+//	  +    1 from       1 the target reads its volume, 2 the target's kept tree, 3 nobody:
+//	                    the source knows
 //	  +    4 leaf       bytes; power of two, 4 KiB to 4 MiB
 //	  +    8 candidates bytes that are looked at, at most 2^62
 //	  +    1 verify     0 none, 1 what was written, 2 the whole volume
@@ -73,8 +73,9 @@ func (m *Agree) Decode(b []byte) error {
 	return r.end()
 }
 
-// Pass asks the target to read its whole volume from the medium and to send
-// its leaves as [Digests] again.
+// Pass asks the target to read its volume from the medium and to send its leaves
+// as [Digests] again. What is to be read follows as Extents with purpose 3; the
+// rest is known to be zero on both sides.
 //
 //	off size field
 //	  0    1 purpose    1 verify, 2 seal

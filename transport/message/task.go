@@ -1,7 +1,5 @@
 package message
 
-import ()
-
 // Task tells a served source what to do.
 //
 //	off size field

@@ -32,26 +32,27 @@ func with(m message.Message, off int, by ...byte) []byte {
 	return b
 }
 
-// TestWrong: one vector for every rule, each refused by the field that breaks it.
-func TestWrong(t *testing.T) {
+// wrong is a message that breaks one rule, and the field that must be named.
+type wrong struct {
+	m     message.Message
+	field string
+	b     []byte
+}
+
+func byName() map[string]message.Message {
 	ex := map[string]message.Message{}
 	for _, x := range examples() {
 		ex[x.name] = x.m
 	}
-	open, opened, task, plan := ex["open/source"], ex["opened"], ex["task"], ex["plan"]
+	return ex
+}
+
+func wrongOpenings(ex map[string]message.Message) []wrong {
+	open, opened, task := ex["open/source"], ex["opened"], ex["task"]
 	opened2 := ex["opened/tree"]
 	treeAt := len(opened2.Append(nil)) - 45
-	data := func(count uint16, rest ...[]byte) []byte {
-		return append(binary.LittleEndian.AppendUint16(nil, count), slices.Concat(rest...)...)
-	}
-	span := func(off uint64, n uint32) []byte { return binary.LittleEndian.AppendUint32(u64(off), n) }
-	piece := make([]byte, 16)
 	const big = 1 << 62
-	tests := []struct {
-		m     message.Message
-		field string
-		b     []byte
-	}{
+	return []wrong{
 		{open, "magic", with(open, 0, 'F')},
 		{open, "minVersion", with(open, 8, 0)},
 		{open, "minVersion", with(open, 8, 2)},
@@ -73,7 +74,7 @@ func TestWrong(t *testing.T) {
 		{opened, "align", with(opened, 18, 0, 1)},
 		{opened, "align", with(opened, 18, 0, 3)},
 		{opened, "align", with(opened, 18, 0, 0, 2)},
-		{opened, "flags", with(opened, 22, 8)},
+		{opened, "flags", with(opened, 22, 16)},
 		{opened, "tree algorithm", with(opened, 22, 4)},
 		{opened2, "tree algorithm", with(opened2, treeAt, 3)},
 		{opened2, "tree leaf", with(opened2, treeAt+1, 0, 0, 0, 0)},
@@ -90,6 +91,13 @@ func TestWrong(t *testing.T) {
 		{ex["start"], "mode", with(ex["start"], 16, 0)},
 		{ex["start"], "flags", with(ex["start"], len(ex["start"].Append(nil))-5, 8)},
 		{ex["info"], "size", with(ex["info"], 16, 1)},
+	}
+}
+
+func wrongPlans(ex map[string]message.Message) []wrong {
+	plan := ex["plan"]
+	const big = 1 << 62
+	return []wrong{
 		{ex["extents"], "purpose", []byte{0, 1, 0}},
 		{ex["extents"], "last", []byte{1, 2, 0}},
 		{ex["extents"], "count", append([]byte{1, 1}, uv(1)...)},
@@ -111,7 +119,20 @@ func TestWrong(t *testing.T) {
 		{plan, "candidates", with(plan, 60, 0x80)},
 		{plan, "verify", with(plan, 61, 3)},
 		{plan, "seal", with(plan, 62, 3)},
-		{ex["agree"], "end", []byte{0}},
+		{ex["agree"], "window", []byte{0xff, 0xff, 0x1f, 0}},
+		{ex["agree"], "end", append(ex["agree"].Append(nil), 0)},
+		{ex["bye"], "end", []byte{0}},
+	}
+}
+
+func wrongWork(ex map[string]message.Message) []wrong {
+	data := func(count uint16, rest ...[]byte) []byte {
+		return append(binary.LittleEndian.AppendUint16(nil, count), slices.Concat(rest...)...)
+	}
+	span := func(off uint64, n uint32) []byte { return binary.LittleEndian.AppendUint32(u64(off), n) }
+	piece := make([]byte, 16)
+	const big = 1 << 62
+	return []wrong{
 		{ex["digests/16"], "size", with(ex["digests/16"], 8, 17)},
 		{ex["digests/16"], "count", with(ex["digests/16"], 9, 0, 0)[:11]},
 		{ex["digests/16"], "digests", with(ex["digests/16"], 9, 1, 128)},
@@ -161,7 +182,12 @@ func TestWrong(t *testing.T) {
 		{ex["error"], "code", with(ex["error"], 0, 10)},
 		{ex["error"], "text", with(ex["error"], 1, 1, 16)},
 	}
-	for i, tt := range tests {
+}
+
+// TestWrong: one vector for every rule, each refused by the field that breaks it.
+func TestWrong(t *testing.T) {
+	ex := byName()
+	for i, tt := range slices.Concat(wrongOpenings(ex), wrongPlans(ex), wrongWork(ex)) {
 		t.Run(fmt.Sprintf("%d/%T/%s", i, tt.m, tt.field), func(t *testing.T) {
 			err := fresh(tt.m).Decode(tt.b)
 			var m *message.ErrMalformed
