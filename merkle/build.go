@@ -144,13 +144,15 @@ func (r *build) next() (Range, bool) {
 }
 
 // work reads and hashes pieces until there are none. Reading needs no token, so
-// that the device is busy while all cores hash.
+// that the device is busy while all cores hash. A piece that was taken is done
+// to its end, whatever ends ctx: so what a resumed build finds has no holes.
 func (r *build) work(ctx context.Context) error {
 	h, buf := r.b.Hasher(), alignedBuffer(r.b.o.ReadSize)
 	hashes := make([]Hash, 0, int64(len(buf))/r.b.st.shape.Leaf)
-	for piece, ok := r.next(); ok; piece, ok = r.next() {
-		if err := ctx.Err(); err != nil {
-			return err
+	for ctx.Err() == nil {
+		piece, ok := r.next()
+		if !ok {
+			return nil
 		}
 		off := piece.First * r.b.st.shape.Leaf
 		data := buf[:min(piece.End*r.b.st.shape.Leaf, r.b.st.shape.Size)-off]
@@ -158,11 +160,7 @@ func (r *build) work(ctx context.Context) error {
 			return fmt.Errorf("read volume at %d: %w", off, err)
 		}
 		r.read.Add(int64(len(data)))
-		select {
-		case r.tokens <- struct{}{}:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+		r.tokens <- struct{}{}
 		hashes = hashLeaves(h, data, hashes[:0])
 		<-r.tokens
 		if err := r.b.SetLeaves(piece.First, hashes); err != nil {
@@ -173,7 +171,7 @@ func (r *build) work(ctx context.Context) error {
 			return err
 		}
 	}
-	return nil
+	return ctx.Err()
 }
 
 // checkpoint makes progress durable once enough was done; one worker does that

@@ -21,6 +21,7 @@ import (
 func sliceReader(v []byte) io.ReaderAt { return bytes.NewReader(v) }
 
 func TestBuildAgainstNaive(t *testing.T) {
+	t.Parallel()
 	ctx := context.Background()
 	for i, s := range testShapes() {
 		volume := testVolume(s, uint64(i))
@@ -85,9 +86,10 @@ func checkSame(t testing.TB, r NodeReader, want *naive) {
 
 // What is not allocated is not read, and the result is the same.
 func TestBuildAllocated(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	rapid.Check(t, func(t *rapid.T) {
-		s := Shape{Size: rapid.Int64Range(1, 9000*4096).Draw(t, "size"), Leaf: 4096, Algorithm: BLAKE3}
+		s := Shape{Size: rapid.Int64Range(1, 1000*4096).Draw(t, "size"), Leaf: 4096, Algorithm: BLAKE3}
 		v := make([]byte, s.Size)
 		var allocated []Extent
 		readable := int64(0)
@@ -123,6 +125,7 @@ func TestBuildAllocated(t *testing.T) {
 
 // A sparse volume of 16 TiB takes no time and next to no space.
 func TestBuildSparse16TiB(t *testing.T) {
+	t.Parallel()
 	s := Shape{Size: 16 << 40, Leaf: 64 << 10, Algorithm: BLAKE3}
 	data := make([]byte, 4<<20)
 	fill(rand.New(rand.NewPCG(1, 1)), data)
@@ -196,7 +199,8 @@ func (r failingReader) ReadAt(p []byte, off int64) (int, error) {
 }
 
 func TestBuildResumes(t *testing.T) {
-	s := Shape{Size: 3*chunkLeaves*4096 + 512, Leaf: 4096, Algorithm: BLAKE3}
+	t.Parallel()
+	s := Shape{Size: (2*chunkLeaves+1100)*4096 + 512, Leaf: 4096, Algorithm: BLAKE3}
 	volume := testVolume(s, 3)
 	want := newNaive(s, Key{}, volume)
 	bad := errors.New("medium error")
@@ -217,7 +221,7 @@ func TestBuildResumes(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "v")
-			r := failingReader{sliceReader(volume), 2*chunkLeaves*4096 + 9999, func() error { return bad }}
+			r := failingReader{sliceReader(volume), 2*chunkLeaves*4096 + 4<<20, func() error { return bad }}
 			_, _, err := Build(context.Background(), r, s, path, Options{Workers: 1})
 			if !errors.Is(err, bad) {
 				t.Fatalf("build went on over a medium error: %v", err)
@@ -249,6 +253,7 @@ func TestBuildResumes(t *testing.T) {
 }
 
 func TestBuildCancelled(t *testing.T) {
+	t.Parallel()
 	s := Shape{Size: 2 * chunkLeaves * 4096, Leaf: 4096, Algorithm: SHA256}
 	volume := testVolume(s, 3)
 	path := filepath.Join(t.TempDir(), "v")
@@ -265,6 +270,7 @@ func TestBuildCancelled(t *testing.T) {
 }
 
 func TestBuilderRandomOrder(t *testing.T) {
+	t.Parallel()
 	s := Shape{Size: (2*chunkLeaves + 77) * 4096, Leaf: 4096, Algorithm: SHA256}
 	volume := testVolume(s, 9)
 	want := newNaive(s, Key{}, volume)
@@ -309,6 +315,7 @@ func TestBuilderRandomOrder(t *testing.T) {
 
 // Any sequence of sets is what the last of each leaf says.
 func TestBuilderModel(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	rapid.Check(t, func(t *rapid.T) {
 		n := rapid.Int64Range(1, 9000).Draw(t, "leaves")
@@ -384,6 +391,7 @@ func TestBuilderModel(t *testing.T) {
 }
 
 func TestCreateRefuses(t *testing.T) {
+	t.Parallel()
 	s := Shape{Size: 1 << 20, Leaf: 4096, Algorithm: BLAKE3}
 	gmac := s
 	gmac.Algorithm = GMAC
@@ -443,6 +451,7 @@ func TestCreateRefuses(t *testing.T) {
 }
 
 func TestTemporary(t *testing.T) {
+	t.Parallel()
 	for _, a := range []Algorithm{GMAC, BLAKE3} {
 		s := Shape{Size: 5000*4096 + 512, Leaf: 4096, Algorithm: a}
 		o := Options{Temporary: true}

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"maps"
 	"slices"
+	"sync"
 	"testing"
 )
 
@@ -16,9 +17,13 @@ const crashPath = "/v/a.fbt"
 var crashShape = Shape{Size: 2*chunkLeaves*4096 + 700*4096 + 512, Leaf: 4096, Algorithm: BLAKE3}
 
 // crashVolume has data in a few places, which allocated names.
-func crashVolume(generation byte) ([]byte, []Extent) {
-	v := make([]byte, crashShape.Size)
-	var allocated []Extent
+func crashVolume(generation byte) (v []byte, allocated []Extent) {
+	volumes.Lock()
+	defer volumes.Unlock()
+	if v = volumes.made[generation]; v == nil {
+		v = make([]byte, crashShape.Size)
+		volumes.made[generation] = v
+	}
 	for _, at := range []int64{0, chunkLeaves - 20, 2*chunkLeaves - 1, 2*chunkLeaves + 699} {
 		off := at * 4096
 		end := min(off+40*4096, crashShape.Size)
@@ -29,6 +34,12 @@ func crashVolume(generation byte) ([]byte, []Extent) {
 	}
 	return v, allocated
 }
+
+// volumes keeps what crashVolume made: hundreds of builds read them.
+var volumes = struct {
+	sync.Mutex
+	made map[byte][]byte
+}{made: map[byte][]byte{}}
 
 // openSound opens the tree and verifies all of it.
 func openSound(t *testing.T, d disk, write bool) (Hash, error) {
@@ -88,6 +99,7 @@ func buildOn(d *crashDisk, generation byte, resume bool) (Hash, BuildStats, erro
 // L10: a build that loses power at any step leaves the earlier tree or the new
 // one under its name, and can be resumed to the right root.
 func TestCrashInBuild(t *testing.T) {
+	t.Parallel()
 	roots := map[byte]Hash{}
 	for _, g := range []byte{1, 2} {
 		v, _ := crashVolume(g)
@@ -161,6 +173,7 @@ func updateOn(d *crashDisk) error {
 // or one that says what it is and is finished by OpenUpdate, which may lose
 // power too.
 func TestCrashInUpdate(t *testing.T) {
+	t.Parallel()
 	v, _ := crashVolume(1)
 	old := newNaive(crashShape, Key{}, v)
 	h := mustHasher(t, crashShape)
@@ -219,6 +232,7 @@ func TestCrashInUpdate(t *testing.T) {
 
 // A tree in the middle of an update whose journal is gone or altered is refused.
 func TestUpdateWithoutJournal(t *testing.T) {
+	t.Parallel()
 	base := newCrashDisk(1)
 	if _, _, err := buildOn(base, 1, false); err != nil {
 		t.Fatal(err)

@@ -11,6 +11,7 @@ import (
 var testKey = Key{1, 2, 3}
 
 func TestHasherAgainstNaive(t *testing.T) {
+	t.Parallel()
 	shapes := testShapes()
 	for _, s := range testShapes()[:17] {
 		s.Algorithm = GMAC
@@ -50,6 +51,7 @@ func TestHasherAgainstNaive(t *testing.T) {
 }
 
 func TestZeroSubtreesAgainstNaive(t *testing.T) {
+	t.Parallel()
 	for _, s := range testShapes() {
 		h := mustHasher(t, s)
 		want := newNaive(s, Key{}, make([]byte, s.Size))
@@ -66,6 +68,7 @@ func TestZeroSubtreesAgainstNaive(t *testing.T) {
 // No hash of one kind is that of another kind over the same bytes, and each
 // fact of the shape changes the root.
 func TestDomains(t *testing.T) {
+	t.Parallel()
 	for _, a := range []Algorithm{SHA256, BLAKE3} {
 		s := Shape{Size: 1 << 20, Leaf: 4096, Algorithm: a}
 		h := mustHasher(t, s)
@@ -92,6 +95,7 @@ func TestDomains(t *testing.T) {
 }
 
 func TestHasherRefuses(t *testing.T) {
+	t.Parallel()
 	good := Shape{Size: 1, Leaf: 4096, Algorithm: BLAKE3}
 	bad := []Shape{
 		{},
@@ -138,6 +142,7 @@ func TestHasherRefuses(t *testing.T) {
 }
 
 func TestShapeCoordinates(t *testing.T) {
+	t.Parallel()
 	s := Shape{Size: 16 << 40, Leaf: 64 << 10, Algorithm: SHA256}
 	if s.Leaves() != 1<<28 || s.Levels() != 8 || s.Width(7) != 1 || s.Width(1) != 1<<24 || s.Width(8) != 0 || s.Width(-1) != 0 {
 		t.Errorf("16 TiB: %d leaves, %d levels", s.Leaves(), s.Levels())
@@ -173,6 +178,7 @@ func TestShapeCoordinates(t *testing.T) {
 }
 
 func TestHashText(t *testing.T) {
+	t.Parallel()
 	h := Hash{0: 0xab, 31: 0x01}
 	back, err := ParseHash(h.String())
 	if err != nil || back != h {
@@ -190,6 +196,7 @@ func TestHashText(t *testing.T) {
 }
 
 func TestAlgorithmNames(t *testing.T) {
+	t.Parallel()
 	for _, a := range []Algorithm{SHA256, BLAKE3} {
 		if b, err := ParseAlgorithm(a.String()); err != nil || a != b {
 			t.Errorf("%v: %v, %v", a, b, err)
@@ -203,6 +210,7 @@ func TestAlgorithmNames(t *testing.T) {
 }
 
 func TestIsZero(t *testing.T) {
+	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		buf := make([]byte, rapid.IntRange(0, 300).Draw(t, "size"))
 		skip := rapid.IntRange(0, len(buf)).Draw(t, "skip") // odd addresses too

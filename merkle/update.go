@@ -152,7 +152,7 @@ func (f *File) plan(ctx context.Context, j *journalWriter, leaves iter.Seq2[int6
 		if err := ctx.Err(); err != nil {
 			return end, err
 		}
-		if err := p.set(0, i, h); err != nil {
+		if err := p.leaf(i, h); err != nil {
 			return end, err
 		}
 	}
@@ -184,13 +184,27 @@ type openGroup struct {
 	nodes    [FanOut]Hash
 }
 
-// set changes a node of a level. Calls come in ascending order.
-func (p *planner) set(level int, index int64, h Hash) error {
-	g := &p.open[level]
-	if first := groupStart(index); !g.touched || g.first != first {
+// leaf changes a leaf. Calls come in ascending order. The open groups that are
+// not above this leaf are done with, and are flushed before anything on its
+// path is read: so the checker still holds theirs, and reads each group once.
+func (p *planner) leaf(index int64, h Hash) error {
+	at := index
+	for level := range p.old.lay.levels {
+		if g := &p.open[level]; g.touched && g.first == groupStart(at) {
+			break
+		}
 		if err := p.flush(level); err != nil {
 			return err
 		}
+		at /= FanOut
+	}
+	return p.set(0, index, h)
+}
+
+// set changes a node of a level, whose group is open or has none before it to flush.
+func (p *planner) set(level int, index int64, h Hash) error {
+	g := &p.open[level]
+	if first := groupStart(index); !g.touched || g.first != first {
 		end := groupEnd(index+1, p.old.lay.width[level])
 		nodes, err := p.old.nodes(level, first, end)
 		if err != nil {
@@ -211,7 +225,7 @@ func (p *planner) set(level int, index int64, h Hash) error {
 }
 
 // flush writes the changes of the open group of a level and changes its parent.
-// The group stays readable for the top.
+// The group stays as it is, for the leaves of it still to come and for the root.
 func (p *planner) flush(level int) error {
 	g := &p.open[level]
 	if g.from == g.to {
