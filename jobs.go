@@ -234,8 +234,13 @@ func (t *target) close() error { return t.tree.close() }
 // encoders is how many goroutines compress.
 func encoders() int { return max(2, runtime.GOMAXPROCS(0)) }
 
+// transport is what one of the session's connections gets: its share of the limit.
 func (o Options) transport() transport.Options {
-	return transport.Options{Limit: o.Limit, KeepAlive: o.KeepAlive, Timeout: o.Timeout}
+	limit := o.Limit
+	if limit > 0 {
+		limit = max(1, limit/int64(max(1, o.Streams)))
+	}
+	return transport.Options{Limit: limit, KeepAlive: o.KeepAlive, Timeout: o.Timeout}
 }
 
 // compareTrees compares two kept trees, without their volumes.

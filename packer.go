@@ -24,6 +24,9 @@ type packer struct {
 // maxSpans keeps a frame's head within what its header can say.
 const maxSpans = 1024
 
+// maxSpan is the longest range of zeroes that one span may name.
+const maxSpan = 1 << 40
+
 func newPacker(f *finder, out *outlet, ch *transport.Chooser, skipZero bool) *packer {
 	return &packer{find: f, out: out, enc: transport.NewEncoder(ch), skipZero: skipZero}
 }
@@ -81,7 +84,8 @@ func (p *packer) addData(ctx context.Context, x piece) error {
 // grow lengthens the last span by x if x begins where it ends.
 func grow(spans []message.Extent, x piece) bool {
 	n := len(spans)
-	if n == 0 || spans[n-1].End != x.off || (spans[n-1].End-spans[n-1].Off)%pieceSize != 0 {
+	if n == 0 || spans[n-1].End != x.off || (spans[n-1].End-spans[n-1].Off)%pieceSize != 0 ||
+		x.extent().End-spans[n-1].Off > maxSpan {
 		return false
 	}
 	spans[n-1].End += int64(len(x.data))
