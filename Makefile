@@ -1,0 +1,68 @@
+# make help lists the targets. Building needs Go and nothing else.
+
+GO       ?= go
+GOTEST   ?= $(GO) test
+FUZZTIME ?= 1m
+BENCH    ?= $(shell bin/failback-bench run -list | cut -d ' ' -f 1)
+DEMO     ?=
+
+# The modules below this one, whose tests ./... does not reach.
+MODULES := internal/embedtest
+
+.PHONY: help build deps test check fmt vet staticcheck lint tidy race fuzz bench demo cover clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## build bin/failback
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/failback ./cmd/failback
+
+deps: ## install what the tests use, where it is missing (Debian packages, as root)
+	@.ci/deps
+
+test: deps ## run every test; what the machine lacks is skipped and named (go test -v)
+	$(GOTEST) $(TESTFLAGS) ./...
+	@set -e; for m in $(MODULES); do (cd $$m && $(GOTEST) $(TESTFLAGS) ./...); done
+
+check: fmt vet staticcheck lint ## formatting, vet, staticcheck, the shape of the code
+
+fmt:
+	@bad=$$(gofmt -l .); [ -z "$$bad" ] || { echo "not formatted, run gofmt -w on:"; echo "$$bad"; exit 1; }
+
+vet:
+	$(GO) vet ./...
+	$(GO) vet -tags invariants ./...
+	@set -e; for m in $(MODULES); do (cd $$m && $(GO) vet ./...); done
+
+staticcheck:
+	$(GO) tool staticcheck ./...
+	$(GO) tool staticcheck -tags invariants ./...
+
+lint:
+	$(GO) test -count=1 ./internal/lint
+
+tidy: ## bring go.mod and go.sum of every module up to date
+	$(GO) mod tidy
+	@set -e; for m in $(MODULES); do (cd $$m && $(GO) mod tidy); done
+
+race: ## run the tests with the race detector and the invariants (needs a C compiler)
+	@.ci/deps race
+	$(GOTEST) -race -tags invariants -short $(TESTFLAGS) ./...
+
+fuzz: ## run every fuzz target, each for FUZZTIME (default 1m)
+	@.ci/fuzz $(FUZZTIME)
+
+bench: build ## run the benchmarks named in BENCH (default all; bin/failback-bench run -list)
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/failback-bench ./bench/cmd/failback-bench
+	bin/failback-bench run -failback bin/failback $(BENCH)
+
+demo: build ## play an outage and the way home (loop devices as root, else plain files)
+	bin/failback demo $(DEMO)
+
+cover: ## run the tests and print what they cover
+	$(GO) test -short -coverprofile=cover.out -coverpkg=./... ./...
+	@$(GO) tool cover -func=cover.out | tail -n 1
+	@echo "line by line: go tool cover -html=cover.out"
+
+clean: ## remove what the targets above made
+	rm -rf bin cover.out

@@ -1,0 +1,96 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/failback/failback"
+	"github.com/failback/failback/cbt"
+	"github.com/failback/failback/merkle"
+	"github.com/failback/failback/transport/dial"
+)
+
+// TestExplain: each class of error has its exit code, a reason and a way on.
+func TestExplain(t *testing.T) {
+	wrap := func(err error) error { return fmt.Errorf("doing things: %w", err) }
+	for _, c := range []struct {
+		name   string
+		err    error
+		exit   int
+		result string
+		reason string
+		next   bool // there must be one
+	}{
+		{"usage", usagef("no"), exitUsage, "usage", "usage", false},
+		{"usage of the library", &failback.UsageError{Reason: "no"}, exitUsage, "usage", "usage", false},
+		{"address", &dial.AddressError{Address: "x://", Reason: "unknown", Next: "write y"}, exitUsage, "usage", "unknown", true},
+		{"refused", &failback.RefusedError{Volume: "/dev/x", Reason: "it is mounted", Next: "unmount it"}, exitRefused, "refused", "it is mounted", true},
+		{"refused at the peer", &failback.PeerError{Code: failback.PeerRefused, Text: "it is mounted", Next: "unmount it", Volume: "x"}, exitRefused, "refused", "it is mounted", true},
+		{"usage at the peer", &failback.PeerError{Code: failback.PeerUsage, Text: "no"}, exitUsage, "usage", "no", false},
+		{"volume at the peer", &failback.PeerError{Code: failback.PeerVolume, Text: "input/output error"}, exitFailed, "failed", "input/output error", false},
+		{"verification", &failback.VerifyError{Volume: "x"}, exitFailed, "failed", "the medium does not hold what was written", true},
+		{"ssh", &dial.SSHError{Host: "h", Status: 255, Err: errors.New("exit status 255")}, exitFailed, "failed", "ssh ended", false},
+		{"protocol", failback.ErrProtocol, exitFailed, "failed", "protocol violation", true},
+		{"corrupt tree", &merkle.CorruptError{Err: errors.New("x"), Level: -1}, exitFailed, "failed", "corrupt digest file", true},
+		{"no map", cbt.ErrNotMap, exitFailed, "failed", "not a whole dirty map", true},
+		{"version", merkle.ErrVersion, exitFailed, "failed", "made by another version", true},
+		{"missing", fs.ErrNotExist, exitFailed, "failed", "no such file or device", true},
+		{"permission", fs.ErrPermission, exitFailed, "failed", "no permission", true},
+		{"silence", os.ErrDeadlineExceeded, exitFailed, "failed", "the peer is silent", true},
+		{"anything", errors.New("x"), exitFailed, "failed", "error", false},
+	} {
+		f := explain(t.Context(), wrap(c.err))
+		if f.exit != c.exit || f.Result != c.result || f.Reason != c.reason || (c.next && f.Next == "") {
+			t.Errorf("%s: %+v", c.name, f)
+		}
+	}
+}
+
+// TestExplainInterrupted: what breaks after a signal is the signal's doing, but
+// for what a signal cannot do.
+func TestExplainInterrupted(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if f := explain(ctx, errors.New("write on closed pipe")); f.Reason != "interrupted" || f.exit != exitFailed {
+		t.Errorf("after a signal: %+v", f)
+	}
+	if f := explain(ctx, &failback.VerifyError{Volume: "x"}); f.Reason == "interrupted" {
+		t.Errorf("a bad medium after a signal: %+v", f)
+	}
+}
+
+func TestFailureText(t *testing.T) {
+	refused := explain(t.Context(), &failback.RefusedError{Volume: "/dev/x", Reason: "it is mounted", Next: "unmount it"})
+	want := "failback sync: refused /dev/x: it is mounted\n  next:  unmount it\n"
+	if got := refused.text("failback sync"); got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	address := explain(t.Context(), &dial.AddressError{Address: "x://y", Reason: "unknown", Next: "write z"})
+	if got := address.text("failback sync"); strings.Count(got, "write z") != 1 {
+		t.Errorf("the next step is not said once: %q", got)
+	}
+	out := explain(t.Context(), &outcomeError{errors.New("link down"), "b may hold a part", "run it again"})
+	want = "failback sync: link down\n  state: b may hold a part\n  next:  run it again\n"
+	if got := out.text("failback sync"); got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestSyncOutcome(t *testing.T) {
+	refused := &failback.RefusedError{Volume: "b"}
+	if got := syncOutcome(refused, "b", true); got != error(refused) {
+		t.Errorf("a refusal touches nothing, yet: %v", got)
+	}
+	var out *outcomeError
+	if err := syncOutcome(errors.New("x"), "b", false); !errors.As(err, &out) || !strings.Contains(out.state, "nothing was written") {
+		t.Errorf("before the plan: %+v", out)
+	}
+	if err := syncOutcome(errors.New("x"), "b", true); !errors.As(err, &out) || !strings.Contains(out.state, "a part of the change") {
+		t.Errorf("after the plan: %+v", out)
+	}
+}
