@@ -42,10 +42,6 @@ func (l *linkFlags) add(c *cobra.Command) {
 func (l *linkFlags) addShared(c *cobra.Command) {
 	f := c.Flags()
 	f.BoolVar(&l.plainTCP, "plain-tcp", false, "allow tcp://: not encrypted, not authenticated, loopback only")
-	f.BoolVar(&l.plainTCP, "allow-plain-tcp", false, "the same")
-	if err := f.MarkHidden("allow-plain-tcp"); err != nil {
-		panic(err) // the flag was defined one line above
-	}
 	f.StringVar(&l.creds.Dir, "pki", "", "`DIR` with ca.pem, NAME.pem and NAME-key.pem for tls:// (default $"+dial.PKIEnv+")")
 	f.StringVar(&l.creds.CA, "ca", "", "CA certificate `FILE` for tls:// (PEM), instead of the one in --pki")
 	f.StringVar(&l.creds.Cert, "cert", "", "`FILE` with our certificate for tls:// (PEM)")

@@ -29,9 +29,6 @@ func openVolume(arg string, write bool, o dial.Options) (*side, error) {
 	}
 	s := &side{arg: arg}
 	if !addr.Local() {
-		if addr.Scheme == dial.TCP && !o.AllowPlainTCP {
-			return nil, &dial.AddressError{Address: arg, Reason: "plain TCP is neither encrypted nor authenticated", Next: "use unix:// or tls://, or allow it with --plain-tcp"}
-		}
 		s.Name = addr.Volume
 		s.Dial = func(ctx context.Context) (io.ReadWriteCloser, error) { return dial.Dial(ctx, addr, o) }
 		return s, nil

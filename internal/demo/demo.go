@@ -232,7 +232,7 @@ func (p *play) failover(ctx context.Context) error {
 	if err := p.backup.stop(ctx); err != nil {
 		return err
 	}
-	p.say("Files were removed, added and changed there; the database is at transaction %d.", last)
+	p.say("Much of the content has been worked on there; the database is at transaction %d.", last)
 	p.say("The application stops for the way home.")
 	return nil
 }
