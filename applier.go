@@ -35,7 +35,6 @@ type applier struct {
 	turns chan *generation // in order
 	over  chan struct{}    // closed when the final generation is done
 
-	written  atomic.Int64
 	received atomic.Int64 // stored bytes of bodies, for progress
 
 	mu      sync.Mutex

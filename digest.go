@@ -38,16 +38,23 @@ func Digest(ctx context.Context, s Side, path string, o Options) (*Report, error
 		return nil, err
 	}
 	j.o.Streams = 1
-	conns, err := j.dialAll(ctx, s, roleTarget)
+	far, err := j.dialAll(ctx, s, roleTarget)
 	if err != nil {
 		return nil, err
 	}
-	src, err := j.sourceOver(Side{Name: path}, Side{}, conns)
+	src, err := j.sourceOver(ctx, Side{Name: path}, Side{}, far.conns)
 	if err != nil {
-		return nil, errors.Join(err, closeAll(conns))
+		return nil, errors.Join(err, far.close())
 	}
 	src.digestPath = path
-	return src.run(ctx)
+	r, err := src.run(ctx)
+	if r != nil {
+		// To the caller the volume that is read is the source, whoever asked whom.
+		r.Source, r.Target = r.Target, path
+		r.SourceReadBytes, r.TargetReadBytes = r.TargetReadBytes, 0
+		r.WireBytesOut, r.WireBytesIn = r.WireBytesIn, r.WireBytesOut
+	}
+	return r, err
 }
 
 // collect begins the tree that a digest leaves behind.
@@ -82,7 +89,7 @@ func digestHere(ctx context.Context, s Side, path string, o Options) (*Report, e
 		return nil, err
 	}
 	r := &Report{
-		Schema: SchemaDigest, Result: ResultEqual, Rung: RungMerkle.String(), Source: path, Target: vol.name,
+		Schema: SchemaDigest, Result: ResultEqual, Rung: RungMerkle.String(), Source: vol.name, Target: path,
 		Reason: "a digest was asked for: the volume is read once", VolumeBytes: shape.Size,
 		CandidateBytes: shape.Size, Codec: map[string]int64{},
 	}
@@ -107,7 +114,7 @@ func digestHere(ctx context.Context, s Side, path string, o Options) (*Report, e
 		return nil, err
 	}
 	hex := root.String()
-	r.Root, r.TargetReadBytes = &hex, vol.read.Load()
+	r.Root, r.SourceReadBytes = &hex, vol.read.Load()
 	r.Seconds.Transfer, r.Seconds.Total = since(began), since(began)
 	return r, nil
 }

@@ -5,11 +5,13 @@ import (
 	"fmt"
 
 	"github.com/failback/failback/cbt"
+	"github.com/failback/failback/transport/message"
 )
 
 // UsageError says that what the caller asked for makes no sense, whatever the volumes hold.
 type UsageError struct{ Reason string }
 
+// Error returns the reason.
 func (e *UsageError) Error() string { return e.Reason }
 
 func usagef(format string, args ...any) error {
@@ -31,27 +33,21 @@ type VerifyError struct {
 	Bytes  int64      // how many bytes were found wrong before the session stopped
 }
 
+// Error returns what is wrong, where, and the next step.
 func (e *VerifyError) Error() string {
 	return fmt.Sprintf("verify %s: the medium does not hold what was written at %v (%d bytes wrong): check the device, then sync again",
 		e.Volume, e.Extent, e.Bytes)
 }
 
-// PeerVersionError is a peer that speaks no version of the protocol that we do.
-type PeerVersionError struct{ Ours, Min, Max uint16 }
-
-func (e *PeerVersionError) Error() string {
-	return fmt.Sprintf("the peer speaks versions %d to %d of the protocol, we speak %d: use the same failback on both sides",
-		e.Min, e.Max, e.Ours)
-}
-
 // A PeerError is an error that the other end met and reported.
 type PeerError struct {
-	Code   PeerCode
+	Code   message.Code // class of the error; the numbers are on the wire
 	Text   string
 	Next   string // what to do about it, may be empty
 	Volume string // the peer's volume it is about, may be empty
 }
 
+// Error returns what the other end said.
 func (e *PeerError) Error() string {
 	s := "peer: " + e.Text
 	if e.Next != "" {
@@ -59,19 +55,3 @@ func (e *PeerError) Error() string {
 	}
 	return s
 }
-
-// PeerCode classifies a [PeerError]. The numbers are on the wire.
-type PeerCode uint8
-
-// What went wrong at the peer.
-const (
-	PeerRefused   PeerCode = 1
-	PeerUsage     PeerCode = 2
-	PeerCorrupt   PeerCode = 3
-	PeerVolume    PeerCode = 4
-	PeerProtocol  PeerCode = 5
-	PeerInternal  PeerCode = 6
-	PeerCancelled PeerCode = 7
-	PeerVerify    PeerCode = 8
-	PeerVersion   PeerCode = 9
-)

@@ -175,28 +175,28 @@ func (d *decision) level() uint8 {
 }
 
 // codeOf classifies an error for the peer. What is not known is internal.
-func codeOf(err error) PeerCode {
+func codeOf(err error) message.Code {
 	var refused *RefusedError
 	var usage *UsageError
 	var verify *VerifyError
-	var version *PeerVersionError
+	var said *PeerError
 	switch {
-	case errors.As(err, &version):
-		return PeerVersion
+	case errors.As(err, &said):
+		return said.Code
 	case errors.As(err, &refused):
-		return PeerRefused
+		return message.CodeRefused
 	case errors.As(err, &usage):
-		return PeerUsage
+		return message.CodeUsage
 	case errors.As(err, &verify):
-		return PeerVerify
+		return message.CodeVerification
 	case errors.Is(err, transport.ErrCorrupt), errors.Is(err, merkle.ErrCorrupt), errors.Is(err, cbt.ErrCorrupt):
-		return PeerCorrupt
+		return message.CodeCorrupt
 	case errors.Is(err, ErrProtocol):
-		return PeerProtocol
+		return message.CodeProtocol
 	case errors.Is(err, context.Canceled):
-		return PeerCancelled
+		return message.CodeCancelled
 	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
-		return PeerVolume
+		return message.CodeVolume
 	}
-	return PeerInternal
+	return message.CodeInternal
 }

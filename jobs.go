@@ -92,13 +92,13 @@ func (j *job) local(ctx context.Context, a, b Side) (*Report, error) {
 		j.o.Codec = "none" // nothing crosses a link
 	}
 	near, far := transport.Pipe()
-	t, err := newTarget(b, j.o, far, j.writes())
+	t, err := newTarget(ctx, b, j.o, far, j.writes())
 	if err != nil {
 		return nil, err
 	}
 	// Both ends are this process: the plan and progress are told by the source.
 	t.o.Events = Events{}
-	s, err := j.source(a, b, []io.ReadWriteCloser{near})
+	s, err := j.source(ctx, a, b, []io.ReadWriteCloser{near})
 	if err != nil {
 		return nil, errors.Join(err, t.close())
 	}
@@ -137,13 +137,13 @@ func (j *job) writes() bool { return j.mode == modeSync && !j.o.DryRun }
 
 // push plays the source here; the target is served by a peer.
 func (j *job) push(ctx context.Context, a, b Side) (*Report, error) {
-	conns, err := j.dialAll(ctx, b, roleTarget)
+	far, err := j.dialAll(ctx, b, roleTarget)
 	if err != nil {
 		return nil, err
 	}
-	s, err := j.sourceOver(a, b, conns)
+	s, err := j.sourceOver(ctx, a, b, far.conns)
 	if err != nil {
-		return nil, errors.Join(err, closeAll(conns))
+		return nil, errors.Join(err, far.close())
 	}
 	report, err := s.run(ctx)
 	return report, errors.Join(err, s.close())
@@ -154,33 +154,33 @@ func (j *job) pull(ctx context.Context, a, b Side) (*Report, error) {
 	if a.Tree != "" || a.TrustTree {
 		return nil, usagef("the tree of a source at a peer belongs beside it: give it to its server")
 	}
-	conns, err := j.dialAll(ctx, a, roleSource)
+	far, err := j.dialAll(ctx, a, roleSource)
 	if err != nil {
 		return nil, err
 	}
-	t, err := newTargetOver(b, j.o, conns, j.writes())
-	if err == nil {
-		err = j.assign(conns[0], a, b)
-	}
+	t, err := newTargetOver(ctx, b, j.o, far.conns, j.writes())
 	if err != nil {
-		return nil, errors.Join(err, closeAll(conns))
+		return nil, errors.Join(err, far.close())
+	}
+	if err := j.assign(far, a, volumeInfo(position{name: t.name, size: t.vol.v.Size()}, t.vol)); err != nil {
+		return nil, errors.Join(err, far.close(), t.close())
 	}
 	report, err := t.run(ctx)
 	return report, errors.Join(err, t.close())
 }
 
 // source prepares the source's role over raw connections.
-func (j *job) source(a, b Side, rws []io.ReadWriteCloser) (*source, error) {
+func (j *job) source(ctx context.Context, a, b Side, rws []io.ReadWriteCloser) (*source, error) {
 	conns := make([]*transport.Conn, len(rws))
 	for i, rw := range rws {
 		conns[i] = transport.New(rw, j.o.transport())
 	}
-	return j.sourceOver(a, b, conns)
+	return j.sourceOver(ctx, a, b, conns)
 }
 
 // sourceOver prepares the source's role over framed connections. b gives the
 // target's kept tree, if it lies here.
-func (j *job) sourceOver(a, b Side, conns []*transport.Conn) (*source, error) {
+func (j *job) sourceOver(ctx context.Context, a, b Side, conns []*transport.Conn) (*source, error) {
 	chooser, err := transport.NewChooser(j.o.Codec, encoders())
 	if err != nil {
 		return nil, usagef("codec: %v", err)
@@ -192,11 +192,11 @@ func (j *job) sourceOver(a, b Side, conns []*transport.Conn) (*source, error) {
 	if a.Volume != nil {
 		s.vol = &meter{v: a.Volume, name: a.label()}
 	}
-	if s.tree, err = openKept(a, s.vol); err != nil {
+	if s.tree, err = openKept(ctx, a, s.vol); err != nil {
 		return nil, err
 	}
 	if b.Tree != "" && b.Dial != nil {
-		s.peer, err = openKept(Side{Tree: b.Tree, Dirty: b.Dirty, Name: b.Name}, nil)
+		s.peer, err = openKept(ctx, Side{Tree: b.Tree, Dirty: b.Dirty, Name: b.Name}, nil)
 	}
 	if err != nil {
 		return nil, errors.Join(err, s.tree.close())
@@ -207,14 +207,14 @@ func (j *job) sourceOver(a, b Side, conns []*transport.Conn) (*source, error) {
 // close gives back what the role holds besides its links.
 func (s *source) close() error { return errors.Join(s.tree.close(), s.peer.close()) }
 
-func newTarget(b Side, o Options, rw io.ReadWriteCloser, writable bool) (*target, error) {
-	return newTargetOver(b, o, []*transport.Conn{transport.New(rw, o.transport())}, writable)
+func newTarget(ctx context.Context, b Side, o Options, rw io.ReadWriteCloser, writable bool) (*target, error) {
+	return newTargetOver(ctx, b, o, []*transport.Conn{transport.New(rw, o.transport())}, writable)
 }
 
 // newTargetOver prepares the target's role. Further connections are its further streams.
-func newTargetOver(b Side, o Options, conns []*transport.Conn, writable bool) (*target, error) {
+func newTargetOver(ctx context.Context, b Side, o Options, conns []*transport.Conn, writable bool) (*target, error) {
 	vol := &meter{v: b.Volume, name: b.label()}
-	tree, err := openKept(b, vol)
+	tree, err := openKept(ctx, b, vol)
 	if err != nil {
 		return nil, err
 	}
@@ -245,11 +245,11 @@ func (o Options) transport() transport.Options {
 
 // compareTrees compares two kept trees, without their volumes.
 func compareTrees(ctx context.Context, a, b Side) (*Report, error) {
-	x, err := openKept(a, nil)
+	x, err := openKept(ctx, a, nil)
 	if err != nil {
 		return nil, err
 	}
-	y, err := openKept(b, nil)
+	y, err := openKept(ctx, b, nil)
 	if err != nil {
 		return nil, errors.Join(err, x.close())
 	}

@@ -27,7 +27,7 @@ type kept struct {
 
 // openKept opens the tree of a side, or returns nil if it has none. It refuses
 // a tree that nobody vouches for: a stale tree takes different blocks for equal.
-func openKept(s Side, vol *meter) (*kept, error) {
+func openKept(ctx context.Context, s Side, vol *meter) (*kept, error) {
 	if s.Tree == "" {
 		return nil, nil
 	}
@@ -42,7 +42,7 @@ func openKept(s Side, vol *meter) (*kept, error) {
 	}
 	k := &kept{file: f, vol: vol}
 	sh := f.Shape()
-	root, err := f.Root(context.Background())
+	root, err := f.Root(ctx)
 	if err == nil && vol != nil && sh.Size != vol.v.Size() {
 		err = &RefusedError{Volume: s.label(),
 			Reason: fmt.Sprintf("its tree %s is of a volume of %d bytes, it has %d", s.Tree, sh.Size, vol.v.Size()),

@@ -163,7 +163,7 @@ func firsthand(err error) bool {
 
 // sendError tells the peer why we stop. It may not get there; our own caller has the error.
 func sendError(c *transport.Conn, err error) {
-	m := message.Error{Code: message.Code(codeOf(err)), Text: err.Error()}
+	m := message.Error{Code: codeOf(err), Text: err.Error()}
 	var refused *RefusedError
 	if errors.As(err, &refused) {
 		m.Text, m.Next, m.Volume = refused.Reason, refused.Next, refused.Volume
@@ -177,8 +177,8 @@ func peerError(p []byte) error {
 	if err := m.Decode(p); err != nil {
 		return fmt.Errorf("error of the other side: %w", err)
 	}
-	if PeerCode(m.Code) == PeerRefused {
+	if m.Code == message.CodeRefused {
 		return &heardError{&RefusedError{Volume: m.Volume, Reason: m.Text, Next: m.Next}}
 	}
-	return &heardError{&PeerError{Code: PeerCode(m.Code), Text: m.Text, Next: m.Next, Volume: m.Volume}}
+	return &heardError{&PeerError{Code: m.Code, Text: m.Text, Next: m.Next, Volume: m.Volume}}
 }

@@ -17,20 +17,30 @@ const (
 	roleJoin   = 3
 )
 
-// dialAll opens every stream of a session at a peer and asks it to play role.
-func (j *job) dialAll(ctx context.Context, s Side, role uint8) ([]*transport.Conn, error) {
-	var conns []*transport.Conn
-	for i := range j.o.Streams {
-		c, err := j.dial(ctx, s, role, uint8(i))
-		if err != nil {
-			return nil, errors.Join(err, closeAll(conns))
-		}
-		conns = append(conns, c)
-	}
-	return conns, nil
+// A reached is a volume at a peer: every stream of the session, and what the
+// peer says of it.
+type reached struct {
+	conns []*transport.Conn
+	info  message.VolumeInfo
 }
 
-func (j *job) dial(ctx context.Context, s Side, role, stream uint8) (*transport.Conn, error) {
+func (r *reached) close() error { return closeAll(r.conns) }
+
+// dialAll opens every stream of a session at a peer and asks it to play role.
+func (j *job) dialAll(ctx context.Context, s Side, role uint8) (*reached, error) {
+	r := &reached{}
+	for i := range j.o.Streams {
+		c, err := j.dial(ctx, s, role, uint8(i), &r.info)
+		if err != nil {
+			return nil, errors.Join(err, r.close())
+		}
+		r.conns = append(r.conns, c)
+	}
+	return r, nil
+}
+
+// dial opens one stream; the first brings what the peer says of the volume.
+func (j *job) dial(ctx context.Context, s Side, role, stream uint8, info *message.VolumeInfo) (*transport.Conn, error) {
 	rw, err := s.Dial(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("reach %s: %w", s.label(), err)
@@ -45,40 +55,40 @@ func (j *job) dial(ctx context.Context, s Side, role, stream uint8) (*transport.
 	if stream > 0 {
 		m.Role, m.Stream = roleJoin, stream
 	}
-	if err := j.open(c, m); err != nil {
+	opened, err := j.open(c, m)
+	if err == nil && stream == 0 {
+		*info = opened.Volume
+		info.Name = s.label()
+	}
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open %s: %w", s.label(), err), c.Close())
 	}
 	return c, nil
 }
 
 // open says who we are and waits for the peer's word.
-func (j *job) open(c *transport.Conn, m message.Open) error {
+func (j *job) open(c *transport.Conn, m message.Open) (o message.Opened, err error) {
 	if err := c.Send(kindOpen, m.Append(nil)); err != nil {
-		return err
+		return o, err
 	}
-	f, err := c.Read()
-	if err != nil {
-		return newLinkError(err)
+	if err := expectOn(c, kindOpened, &o); err != nil {
+		return o, err
 	}
-	defer f.Release()
-	switch f.Kind {
-	case kindError:
-		return peerError(f.Payload())
-	case kindOpened:
-		var o message.Opened
-		if err := o.Decode(f.Payload()); err != nil {
-			return err
-		}
-		if o.Version != message.Version {
-			return fmt.Errorf("the peer speaks version %d of the protocol, we speak %d: use the same failback on both sides", o.Version, message.Version)
-		}
-		return nil
+	if o.Version != message.Version {
+		return o, fmt.Errorf("the peer speaks version %d of the protocol, we speak %d: use the same failback on both sides", o.Version, message.Version)
 	}
-	return protocolf("frame of kind %d in answer to Open", f.Kind)
+	return o, nil
 }
 
-// assign tells a served source what to do.
-func (j *job) assign(c *transport.Conn, a, b Side) error {
+// assign tells a served source what to do. A map that is of neither volume is
+// refused here: the peer only gets its extents.
+func (j *job) assign(far *reached, a Side, target message.VolumeInfo) error {
+	c := far.conns[0]
+	if a.Dirty != nil {
+		if err := mapFits(a.Dirty, far.info, target); err != nil {
+			return err
+		}
+	}
 	t := message.Task{
 		Mode: uint8(j.mode), Codec: j.o.Codec, Limit: j.o.Limit, Streams: uint8(j.o.Streams), Window: uint32(j.o.Window),
 		Leaf: uint32(j.o.Leaf), Verify: uint8(j.o.Verify), Seal: uint8(j.o.Seal), Rung: uint8(j.o.Rung),

@@ -182,6 +182,9 @@ func planOneTree(source, target position, r request) (decision, error) {
 		keeper = &source
 		d.source = fromTree
 		d.Reason = "kept tree of the source, target read; " + sinceTree(source, "source")
+		if r.mode == modeCompare && !source.mapped {
+			d.Reason = "a digest stands for one side, the other is read"
+		}
 	}
 	if source.tree != nil && target.tree != nil {
 		d.Reason = "trees of both sides are not of one shape; " + d.Reason

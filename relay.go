@@ -17,18 +17,19 @@ func (j *job) relay(ctx context.Context, a, b Side) (*Report, error) {
 	if a.Tree != "" || b.Tree != "" {
 		return nil, usagef("trees of volumes at peers belong beside them: give them to their servers")
 	}
-	to, err := j.dialAll(ctx, b, roleTarget)
+	target, err := j.dialAll(ctx, b, roleTarget)
 	if err != nil {
 		return nil, err
 	}
-	from, err := j.dialAll(ctx, a, roleSource)
+	source, err := j.dialAll(ctx, a, roleSource)
 	if err != nil {
-		return nil, errors.Join(err, closeAll(to))
+		return nil, errors.Join(err, target.close())
 	}
+	if err := j.assign(source, a, target.info); err != nil {
+		return nil, errors.Join(err, source.close(), target.close())
+	}
+	from, to := source.conns, target.conns
 	all := append(append([]*transport.Conn(nil), from...), to...)
-	if err := j.assign(from[0], a, b); err != nil {
-		return nil, errors.Join(err, closeAll(all))
-	}
 	r := relayed{plan: j.o.Events.Plan}
 	g, ctx := errgroup.WithContext(ctx)
 	stop := context.AfterFunc(ctx, func() { _ = closeAll(all) })

@@ -36,7 +36,14 @@ type Server struct {
 	o ServerOptions
 
 	mu       sync.Mutex
-	sessions map[[16]byte]*meeting
+	sessions map[part]*meeting
+}
+
+// A part is what a server plays in one session. Both volumes of a session may
+// be served by one server: then it plays two.
+type part struct {
+	session [16]byte
+	volume  string
 }
 
 // A meeting is where the further streams of a session find it.
@@ -47,7 +54,16 @@ type meeting struct {
 
 // NewServer returns a server. It starts nothing.
 func NewServer(o ServerOptions) *Server {
-	return &Server{o: o, sessions: make(map[[16]byte]*meeting)}
+	return &Server{o: o, sessions: make(map[part]*meeting)}
+}
+
+// Refuse tells the peer of a connection that it is not served, and closes it.
+func (s *Server) Refuse(conn io.ReadWriteCloser, why *RefusedError) error {
+	c := transport.New(conn, transport.Options{})
+	late := time.AfterFunc(partingTime, func() { _ = c.Close() })
+	defer late.Stop()
+	sendError(c, why)
+	return c.Close()
 }
 
 // openTimeout is how long a peer may take to say what it wants.
@@ -98,7 +114,9 @@ func readOpen(c *transport.Conn, m *message.Open) error {
 		return err
 	}
 	if m.MinVersion > message.Version || m.MaxVersion < message.Version {
-		return &PeerVersionError{Ours: message.Version, Min: m.MinVersion, Max: m.MaxVersion}
+		return &PeerError{Code: message.CodeVersion,
+			Text: fmt.Sprintf("versions %d to %d of the protocol are asked for, this side speaks %d", m.MinVersion, m.MaxVersion, message.Version),
+			Next: "use the same failback on both sides"}
 	}
 	return nil
 }
@@ -112,13 +130,15 @@ func (s *Server) session(ctx context.Context, c *transport.Conn, open message.Op
 	if served.Close != nil {
 		defer func() { err = errors.Join(err, served.Close()) }()
 	}
-	m, err := s.convene(open.Session)
+	p := part{open.Session, open.Volume}
+	m, err := s.convene(p)
 	if err != nil {
 		return err
 	}
-	defer s.dissolve(open.Session, m)
+	defer s.dissolve(p, m)
 	opened := message.Opened{Version: message.Version, Volume: message.VolumeInfo{
 		Size: served.Side.Volume.Size(), Align: 512, ReadOnly: !open.Write, Name: clip(served.Side.label()),
+		Identity: clip((&meter{v: served.Side.Volume}).identity()),
 	}}
 	if err := c.Send(kindOpened, opened.Append(nil)); err != nil {
 		return err
@@ -130,7 +150,7 @@ func (s *Server) session(ctx context.Context, c *transport.Conn, open message.Op
 }
 
 func (s *Server) serveTarget(ctx context.Context, c *transport.Conn, side Side, m *meeting, write bool, o Options) error {
-	t, err := newTargetOver(side, o, []*transport.Conn{c}, write)
+	t, err := newTargetOver(ctx, side, o, []*transport.Conn{c}, write)
 	if err != nil {
 		return err
 	}
@@ -162,7 +182,7 @@ func (s *Server) serveSource(ctx context.Context, c *transport.Conn, side Side, 
 		conns = append(conns, next)
 	}
 	j := job{mode: mode(task.Mode), session: session, o: o}
-	src, err := j.sourceOver(side, Side{}, conns)
+	src, err := j.sourceOver(ctx, side, Side{}, conns)
 	if err != nil {
 		return errors.Join(err, closeAll(conns[1:]))
 	}
@@ -233,22 +253,22 @@ func expectOn(c *transport.Conn, kind transport.Kind, m interface{ Decode([]byte
 }
 
 // convene makes a session known to the streams that will join it.
-func (s *Server) convene(session [16]byte) (*meeting, error) {
+func (s *Server) convene(p part) (*meeting, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.sessions[session] != nil {
-		return nil, protocolf("a session of this id is under way")
+	if s.sessions[p] != nil {
+		return nil, protocolf("a session of this id is under way on volume %s", p.volume)
 	}
 	m := &meeting{streams: make([]*transport.Conn, maxStreams), come: make(chan struct{}, maxStreams)}
-	s.sessions[session] = m
+	s.sessions[p] = m
 	return m, nil
 }
 
 // dissolve forgets a session and closes streams that came and were not taken.
-func (s *Server) dissolve(session [16]byte, m *meeting) {
+func (s *Server) dissolve(p part, m *meeting) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.sessions, session)
+	delete(s.sessions, p)
 	for _, c := range m.streams {
 		if c != nil {
 			_ = c.Close()
@@ -260,7 +280,7 @@ func (s *Server) dissolve(session [16]byte, m *meeting) {
 func (s *Server) join(c *transport.Conn, open message.Open) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	m := s.sessions[open.Session]
+	m := s.sessions[part{open.Session, open.Volume}]
 	if m == nil {
 		return protocolf("no session of this id is under way")
 	}

@@ -112,13 +112,18 @@ func dirtyMap(t testing.TB, size int64, x []cbt.Extent) *cbt.Map {
 }
 
 // serve makes side reachable and returns how to reach it.
-func serve(t testing.TB, side Side, o Options) Side {
+func serve(t testing.TB, side Side, o Options) Side { return serveAll(t, o, side)[0] }
+
+// serveAll makes sides reachable at one server.
+func serveAll(t testing.TB, o Options, sides ...Side) []Side {
 	t.Helper()
 	srv := NewServer(ServerOptions{Options: o, Lookup: func(_ context.Context, name string, _ bool) (Served, error) {
-		if name != side.Name {
-			return Served{}, &RefusedError{Volume: name, Reason: "it is not served here", Next: "look at the server's list"}
+		for _, side := range sides {
+			if name == side.Name {
+				return Served{Side: side}, nil
+			}
 		}
-		return Served{Side: side}, nil
+		return Served{}, &RefusedError{Volume: name, Reason: "it is not served here", Next: "look at the server's list"}
 	}})
 	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
 	if err != nil {
@@ -144,10 +149,14 @@ func serve(t testing.TB, side Side, o Options) Side {
 		cancel()
 		wg.Wait()
 	})
-	return Side{Name: side.Name, Dial: func(ctx context.Context) (io.ReadWriteCloser, error) {
-		var d net.Dialer
-		return d.DialContext(ctx, "unix", l.Addr().String())
-	}}
+	var far []Side
+	for _, side := range sides {
+		far = append(far, Side{Name: side.Name, Dial: func(ctx context.Context) (io.ReadWriteCloser, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", l.Addr().String())
+		}})
+	}
+	return far
 }
 
 // topologies are the ways two sides can be joined.

@@ -65,6 +65,34 @@ func TestSyncManyUnits(t *testing.T) {
 	}
 }
 
+// TestSyncOneServer: both volumes at one server, which then plays both roles.
+func TestSyncOneServer(t *testing.T) {
+	for _, streams := range []int{1, 3} {
+		src, dst := randomVolume(1, 3<<20), randomVolume(2, 3<<20)
+		far := serveAll(t, Options{}, Side{Volume: src, Name: "src"}, Side{Volume: dst, Name: "dst"})
+		r, err := Sync(t.Context(), far[0], far[1], Options{Streams: streams})
+		if err != nil || !bytes.Equal(src.b, dst.b) {
+			t.Fatalf("%d streams: %+v, %v", streams, r, err)
+		}
+	}
+}
+
+// TestMapOfAnother: a dirty map of some other volume vouches for nothing (L1, L4).
+func TestMapOfAnother(t *testing.T) {
+	for i, topo := range topologies {
+		t.Run(topo.name, func(t *testing.T) {
+			src, dst := randomVolume(1, 2<<20), randomVolume(2, 2<<20)
+			before := bytes.Clone(dst.b)
+			a, b := arrange(t, i, Side{Volume: src, Name: "src", Dirty: dirtyMap(t, 1<<20, nil)}, Side{Volume: dst, Name: "dst"})
+			_, err := Sync(t.Context(), a, b, Options{})
+			var refused *RefusedError
+			if !errors.As(err, &refused) || !bytes.Equal(before, dst.b) {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
 // TestSyncExact: with a map only what it names is read, and only what differs is sent.
 func TestSyncExact(t *testing.T) {
 	for i, topo := range topologies {

@@ -79,6 +79,11 @@ func (s *source) fit() error {
 	if s.mode == modeDigest {
 		mine.size = theirs.size
 	}
+	if s.dirty != nil {
+		if err := mapFits(s.dirty, volumeInfo(*mine, s.vol), s.facts.info.Volume); err != nil {
+			return err
+		}
+	}
 	s.facts.size = mine.size
 	switch {
 	case mine.size == theirs.size:
@@ -95,6 +100,22 @@ func (s *source) fit() error {
 	}
 	s.facts.mineSize, mine.size = mine.size, s.facts.size
 	return nil
+}
+
+// mapFits refuses a dirty map that is of neither volume: it would vouch for
+// blocks of something else.
+func mapFits(m *cbt.Map, source, target message.VolumeInfo) error {
+	e := &RefusedError{Volume: source.Name, Next: "give the map of this pair, or leave it out: both sides will be compared"}
+	switch {
+	case m.VolumeSize != source.Size && m.VolumeSize != target.Size:
+		e.Reason = fmt.Sprintf("the dirty map is of a volume of %d bytes, not %d", m.VolumeSize, source.Size)
+	case m.Identity != "" && source.Identity != "" && target.Identity != "" &&
+		m.Identity != source.Identity && m.Identity != target.Identity:
+		e.Reason = fmt.Sprintf("the dirty map is of the volume %q, neither of these", m.Identity)
+	default:
+		return nil
+	}
+	return e
 }
 
 // position says what the source knows of itself.

@@ -14,6 +14,7 @@ import (
 	"github.com/failback/failback/cbt"
 	"github.com/failback/failback/merkle"
 	"github.com/failback/failback/transport/dial"
+	"github.com/failback/failback/transport/message"
 )
 
 // usageError is a command line that makes no sense.
@@ -124,10 +125,10 @@ func (f *failure) refuse(volume, reason, next string) {
 
 func (f *failure) fromPeer(e *failback.PeerError) {
 	switch e.Code {
-	case failback.PeerRefused:
+	case message.CodeRefused:
 		f.refuse(e.Volume, e.Text, e.Next)
 		return
-	case failback.PeerUsage:
+	case message.CodeUsage:
 		f.Result, f.exit = "usage", exitUsage
 	}
 	f.Volume, f.Reason, f.Next = e.Volume, e.Text, e.Next

@@ -13,6 +13,7 @@ import (
 	"github.com/failback/failback/cbt"
 	"github.com/failback/failback/merkle"
 	"github.com/failback/failback/transport/dial"
+	"github.com/failback/failback/transport/message"
 )
 
 // TestExplain: each class of error has its exit code, a reason and a way on.
@@ -30,9 +31,9 @@ func TestExplain(t *testing.T) {
 		{"usage of the library", &failback.UsageError{Reason: "no"}, exitUsage, "usage", "usage", false},
 		{"address", &dial.AddressError{Address: "x://", Reason: "unknown", Next: "write y"}, exitUsage, "usage", "unknown", true},
 		{"refused", &failback.RefusedError{Volume: "/dev/x", Reason: "it is mounted", Next: "unmount it"}, exitRefused, "refused", "it is mounted", true},
-		{"refused at the peer", &failback.PeerError{Code: failback.PeerRefused, Text: "it is mounted", Next: "unmount it", Volume: "x"}, exitRefused, "refused", "it is mounted", true},
-		{"usage at the peer", &failback.PeerError{Code: failback.PeerUsage, Text: "no"}, exitUsage, "usage", "no", false},
-		{"volume at the peer", &failback.PeerError{Code: failback.PeerVolume, Text: "input/output error"}, exitFailed, "failed", "input/output error", false},
+		{"refused at the peer", &failback.PeerError{Code: message.CodeRefused, Text: "it is mounted", Next: "unmount it", Volume: "x"}, exitRefused, "refused", "it is mounted", true},
+		{"usage at the peer", &failback.PeerError{Code: message.CodeUsage, Text: "no"}, exitUsage, "usage", "no", false},
+		{"volume at the peer", &failback.PeerError{Code: message.CodeVolume, Text: "input/output error"}, exitFailed, "failed", "input/output error", false},
 		{"verification", &failback.VerifyError{Volume: "x"}, exitFailed, "failed", "the medium does not hold what was written", true},
 		{"ssh", &dial.SSHError{Host: "h", Status: 255, Err: errors.New("exit status 255")}, exitFailed, "failed", "ssh ended", false},
 		{"protocol", failback.ErrProtocol, exitFailed, "failed", "protocol violation", true},
