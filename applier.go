@@ -26,7 +26,7 @@ import (
 type applier struct {
 	vol     *meter
 	layout  *layout
-	key     [16]byte
+	key     [32]byte
 	conn    *transport.Conn // acknowledgements and credit go here
 	writers int
 	sparing bool // nobody knows whether something lies there: zeroes are always punched

@@ -23,7 +23,7 @@ type responder struct {
 	conn   *transport.Conn
 	vol    *meter
 	tree   *kept // with from == fromTree
-	key    [16]byte
+	key    [32]byte
 	digest merkle.Algorithm
 	from   origin
 	medium bool

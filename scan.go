@@ -28,7 +28,7 @@ type scanned struct {
 }
 
 // newScanner returns a scanner for one more goroutine of the same work.
-func newScanner(vol *meter, l *layout, key [16]byte, a merkle.Algorithm) (*scanner, error) {
+func newScanner(vol *meter, l *layout, key [32]byte, a merkle.Algorithm) (*scanner, error) {
 	t, err := newTagger(key)
 	if err != nil {
 		return nil, err

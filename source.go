@@ -54,7 +54,7 @@ type sourceFacts struct {
 	theirs   position
 	treeDiff *[]cbt.Extent // where kept trees of both sides differ; nil: not compared
 	info     message.Info
-	key      [16]byte
+	key      [32]byte
 	d        decision
 	found    *extentList // divergent ranges, when they are asked for
 	root     merkle.Hash

@@ -102,7 +102,7 @@ type target struct {
 	plan    message.Plan
 	pass    message.Pass
 	list    extentReader
-	key     [16]byte
+	key     [32]byte
 	conns   []*transport.Conn
 	respond atomic.Pointer[responder]
 	apply   atomic.Pointer[applier]

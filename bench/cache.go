@@ -9,10 +9,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Warm reads what of the files is not in the page cache yet, so that a run starts with all of it there.
-func Warm(ctx context.Context, paths ...string) error {
+// warm reads what of the files is not in the page cache yet, so that a run starts with all of it there.
+func warm(ctx context.Context, paths ...string) error {
 	for _, path := range paths {
-		in, err := Resident(path)
+		in, err := resident(path)
 		if err != nil {
 			return err
 		}
@@ -34,17 +34,17 @@ func Warm(ctx context.Context, paths ...string) error {
 // coldShare is what may stay in the cache of a file that counts as cold: pages that someone else just looked at.
 const coldShare = 0.01
 
-// Chill syncs the files, drops them from the page cache, and only them, and makes sure that they are gone.
-func Chill(paths ...string) error {
+// chill syncs the files, drops them from the page cache, and only them, and makes sure that they are gone.
+func chill(paths ...string) error {
 	for _, path := range paths {
-		if err := chill(path); err != nil {
+		if err := chillOne(path); err != nil {
 			return fmt.Errorf("drop %s from the page cache: %w", path, err)
 		}
 	}
 	return nil
 }
 
-func chill(path string) error {
+func chillOne(path string) error {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		return err
@@ -64,7 +64,7 @@ func chill(path string) error {
 		if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
 			return err
 		}
-		if in, err = Resident(path); err != nil {
+		if in, err = resident(path); err != nil {
 			return err
 		}
 		if float64(in) <= coldShare*float64(fi.Size()) {
@@ -74,9 +74,9 @@ func chill(path string) error {
 	return fmt.Errorf("%d of %d bytes stay: another process holds them", in, fi.Size())
 }
 
-// Resident returns how many bytes of a file are in the page cache, in whole pages. It asks cachestat (Linux 6.5),
+// resident returns how many bytes of a file are in the page cache, in whole pages. It asks cachestat (Linux 6.5),
 // on older kernels mincore.
-func Resident(path string) (int64, error) {
+func resident(path string) (int64, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return 0, err
@@ -90,11 +90,11 @@ func Resident(path string) (int64, error) {
 	if !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.EPERM) {
 		return 0, fmt.Errorf("cachestat %s: %w", path, err)
 	}
-	return resident(f)
+	return residentByMap(f)
 }
 
-// resident asks mincore, a gigabyte of the file at a time.
-func resident(f *os.File) (in int64, err error) {
+// residentByMap asks mincore, a gigabyte of the file at a time.
+func residentByMap(f *os.File) (in int64, err error) {
 	fi, err := f.Stat()
 	if err != nil {
 		return 0, err

@@ -19,9 +19,9 @@ import (
 // chunk is what one read of the checks takes, in bytes.
 const chunk = 1 << 20
 
-// Differing compares two files of the same size and returns the 4 KiB pieces that differ, merged into extents.
+// differing compares two files of the same size and returns the 4 KiB pieces that differ, merged into extents.
 // It reads both files once, on all cores, through the page cache.
-func Differing(ctx context.Context, a, b string) ([]cbt.Extent, error) {
+func differing(ctx context.Context, a, b string) ([]cbt.Extent, error) {
 	var (
 		mu  sync.Mutex
 		out []cbt.Extent
@@ -36,8 +36,8 @@ func Differing(ctx context.Context, a, b string) ([]cbt.Extent, error) {
 		}
 		mu.Lock()
 		defer mu.Unlock()
-		for i := 0; i < len(data[0]); i += Piece {
-			end := min(i+Piece, len(data[0]))
+		for i := 0; i < len(data[0]); i += piece {
+			end := min(i+piece, len(data[0]))
 			if !bytes.Equal(data[0][i:end], data[1][i:end]) {
 				out = append(out, cbt.Extent{Off: off + int64(i), End: off + int64(end)})
 			}
@@ -114,11 +114,11 @@ func digestFile(ctx context.Context, path string) (sum [32]byte, zero int64, err
 	}
 	defer f.Close()
 	h := sha256.New()
-	buf, empty := make([]byte, chunk), make([]byte, Piece)
+	buf, empty := make([]byte, chunk), make([]byte, piece)
 	for ctx.Err() == nil {
 		n, err := io.ReadFull(f, buf)
-		for i := 0; i < n; i += Piece {
-			if p := buf[i:min(i+Piece, n)]; bytes.Equal(p, empty[:len(p)]) {
+		for i := 0; i < n; i += piece {
+			if p := buf[i:min(i+piece, n)]; bytes.Equal(p, empty[:len(p)]) {
 				zero += int64(len(p))
 			}
 		}

@@ -38,6 +38,7 @@ func ParseDivergence(s string) (Divergence, error) {
 	return Divergence{Percent: p, Runs: kind == "seq"}, nil
 }
 
+// String returns what [ParseDivergence] reads.
 func (d Divergence) String() string {
 	switch share := strconv.FormatFloat(d.Percent, 'f', -1, 64); {
 	case d.Percent == 0:
@@ -49,7 +50,7 @@ func (d Divergence) String() string {
 	}
 }
 
-// A move overwrites [Off, Off+Len) of the target with the source's bytes at From. All three are multiples of Piece.
+// A move overwrites [Off, Off+Len) of the target with the source's bytes at From. All three are multiples of 4 KiB.
 type move struct{ Off, Len, From int64 }
 
 // Divergent is what is true of a target after [Set.Diverge].
@@ -121,7 +122,7 @@ func (s *Set) Repair(ctx context.Context) error {
 		fmt.Fprintf(s.log, "copying %s\n", s.Target)
 		return copyDense(ctx, s.Target, s.Source)
 	}
-	wrong, err := Differing(ctx, s.Source, s.Target)
+	wrong, err := differing(ctx, s.Source, s.Target)
 	if err != nil {
 		return err
 	}
@@ -184,10 +185,10 @@ func (s *Set) choose(d Divergence) (*Divergent, error) {
 	defer src.Close()
 	// The share takes part in the seed: 10% is not 1% and more.
 	c := &chooser{src: src, size: s.Info.Size, rng: rand.New(rand.NewPCG(s.seed, uint64(d.Percent*1000))),
-		old: make([]byte, Leaf), new: make([]byte, Leaf)}
+		old: make([]byte, leaf), new: make([]byte, leaf)}
 	div := &Divergent{Divergence: d}
-	for _, leaf := range c.leaves(d) {
-		m, pieces, err := c.draw(leaf, d.Runs)
+	for _, n := range c.leaves(d) {
+		m, pieces, err := c.draw(n, d.Runs)
 		if err != nil {
 			return nil, err
 		}
@@ -195,13 +196,13 @@ func (s *Set) choose(d Divergence) (*Divergent, error) {
 		div.Pieces = append(div.Pieces, pieces...)
 	}
 	div.Pieces = cbt.Normalize(div.Pieces)
-	div.Leaves = cbt.Align(div.Pieces, Leaf, s.Info.Size)
+	div.Leaves = cbt.Align(div.Pieces, leaf, s.Info.Size)
 	return div, nil
 }
 
 // leaves draws the numbers of the leaves that are to differ, sorted.
 func (c *chooser) leaves(d Divergence) []int64 {
-	n := c.size / Leaf
+	n := c.size / leaf
 	want := int64(float64(n)*d.Percent/100 + 0.5)
 	if want == 0 && d.Percent > 0 {
 		want = 1
@@ -221,10 +222,10 @@ func (c *chooser) leaves(d Divergence) []int64 {
 }
 
 // draw finds content elsewhere in the image that makes a leaf differ, in one piece or as a whole.
-func (c *chooser) draw(leaf int64, whole bool) (move, []cbt.Extent, error) {
-	m := move{Off: leaf * Leaf, Len: Leaf}
+func (c *chooser) draw(n int64, whole bool) (move, []cbt.Extent, error) {
+	m := move{Off: n * leaf, Len: leaf}
 	if !whole {
-		m = move{Off: leaf*Leaf + c.rng.Int64N(Leaf/Piece)*Piece, Len: Piece}
+		m = move{Off: n*leaf + c.rng.Int64N(leaf/piece)*piece, Len: piece}
 	}
 	old, repl := c.old[:m.Len], c.new[:m.Len]
 	if _, err := c.src.ReadAt(old, m.Off); err != nil {
@@ -232,17 +233,17 @@ func (c *chooser) draw(leaf int64, whole bool) (move, []cbt.Extent, error) {
 	}
 	const tries = 10000 // an image is mostly content; this many misses mean that it is empty
 	for range tries {
-		m.From = c.rng.Int64N((c.size-m.Len)/Piece+1) * Piece
+		m.From = c.rng.Int64N((c.size-m.Len)/piece+1) * piece
 		if _, err := c.src.ReadAt(repl, m.From); err != nil {
 			return m, nil, err
 		}
 		var pieces []cbt.Extent
-		for i := int64(0); i < m.Len; i += Piece {
-			if !bytes.Equal(old[i:i+Piece], repl[i:i+Piece]) {
-				pieces = append(pieces, cbt.Extent{Off: m.Off + i, End: m.Off + i + Piece})
+		for i := int64(0); i < m.Len; i += piece {
+			if !bytes.Equal(old[i:i+piece], repl[i:i+piece]) {
+				pieces = append(pieces, cbt.Extent{Off: m.Off + i, End: m.Off + i + piece})
 			}
 		}
-		if len(pieces) > 0 && !isZero(repl[:Piece]) {
+		if len(pieces) > 0 && !isZero(repl[:piece]) {
 			return m, pieces, nil
 		}
 	}
@@ -260,14 +261,14 @@ func isZero(b []byte) bool {
 
 func (d *Divergent) writeLists(base string) error {
 	d.PieceList, d.LeafList = base+".4k", base+".64k"
-	if err := WriteList(d.PieceList, d.Pieces); err != nil {
+	if err := writeList(d.PieceList, d.Pieces); err != nil {
 		return err
 	}
-	return WriteList(d.LeafList, d.Leaves)
+	return writeList(d.LeafList, d.Leaves)
 }
 
-// WriteList writes extents as text, one "offset length" in bytes a line: what `failback map from-extents` reads.
-func WriteList(path string, x []cbt.Extent) error {
+// writeList writes extents as text, one "offset length" in bytes a line: what `failback map from-extents` reads.
+func writeList(path string, x []cbt.Extent) error {
 	f, err := os.Create(path)
 	if err != nil {
 		return fmt.Errorf("write list: %w", err)
@@ -282,7 +283,7 @@ func WriteList(path string, x []cbt.Extent) error {
 	return nil
 }
 
-// ReadList reads what WriteList wrote.
+// ReadList reads a list of a [Divergent].
 func ReadList(path string) ([]cbt.Extent, error) {
 	f, err := os.Open(path)
 	if err != nil {

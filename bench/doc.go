@@ -5,8 +5,14 @@
 // compared byte by byte before its figures count.
 //
 // Read it in this order: [Set] (the image, and copies of it that differ in a known way), [Figures] (what is measured of one
-// run), [Harness] (runs that alternate), [Summarize] (medians, spreads, ratios), [Floor] (how fast the machine could do it at
-// all), [Peers] (what others need), [Engine] (failback's own command lines), [Link] and [Network] (slower links).
+// run), [Harness] (runs that alternate), [Summarize] (medians, spreads, ratios), [Suites] (what is run), [Judge] (the goals).
+// Package floor below it is how fast the machine could do it at all, package line makes slower lines.
 //
-// The command failback-bench below this directory is a thin shell around it.
+// The command failback-bench below this directory is a thin shell around it:
+//
+//	go run ./bench/cmd/failback-bench image -differs rand-1       # make the images, once; the target then differs
+//	go run ./bench/cmd/failback-bench run -list                   # what can be measured
+//	go run ./bench/cmd/failback-bench run -failback ./failback exact merkle kept
+//	go run ./bench/cmd/failback-bench run -failback ./failback -cold -rounds 3 -only 'rand-1 ' merkle
+//	go run ./bench/cmd/failback-bench table figures-*.jsonl       # the tables of kept figures once more
 package bench

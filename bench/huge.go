@@ -14,7 +14,7 @@ import (
 )
 
 // hugeSize is the size of the huge volumes, in bytes: 16 TiB, less what keeps it within the largest file of ext4.
-const hugeSize = 16<<40 - Leaf
+const hugeSize = 16<<40 - leaf
 
 // A huge pair is two sparse files with the same little content far apart. They show what memory and time follow: the
 // volume, or what is in it.
@@ -34,16 +34,16 @@ const (
 // again every time: that takes seconds.
 func (s *Set) openHuge(ctx context.Context, size, run int64, runs int) (*huge, error) {
 	h := &huge{source: filepath.Join(s.Dir, "huge.img"), target: filepath.Join(s.Dir, "huge.target.img"), list: filepath.Join(s.Dir, "differs-huge")}
-	step := (size - run) / int64(runs-1) / Leaf * Leaf
-	leaf := 0
+	step := (size - run) / int64(runs-1) / leaf * leaf
+	number := 0
 	for i := range int64(runs) {
 		x := cbt.Extent{Off: i * step, End: i*step + run}
 		h.runs = append(h.runs, x)
-		for off := x.Off; off < x.End; off += Leaf {
-			if leaf%100 == 0 {
-				h.dirty = append(h.dirty, cbt.Extent{Off: off + Piece, End: off + 2*Piece})
+		for off := x.Off; off < x.End; off += leaf {
+			if number%100 == 0 {
+				h.dirty = append(h.dirty, cbt.Extent{Off: off + piece, End: off + 2*piece})
 			}
-			leaf++
+			number++
 		}
 	}
 	for _, path := range []string{h.source, h.target} {
@@ -51,7 +51,7 @@ func (s *Set) openHuge(ctx context.Context, size, run int64, runs int) (*huge, e
 			return nil, fmt.Errorf("make %s: %w", path, err)
 		}
 	}
-	return h, WriteList(h.list, h.dirty)
+	return h, writeList(h.list, h.dirty)
 }
 
 // close removes both files.
@@ -63,7 +63,7 @@ func (h *huge) close() error {
 }
 
 func (s *Set) fillHuge(ctx context.Context, path string, size int64, runs []cbt.Extent) (err error) {
-	src, have, err := openRead(s.Source, false)
+	src, err := os.Open(s.Source)
 	if err != nil {
 		return err
 	}
@@ -76,22 +76,20 @@ func (s *Set) fillHuge(ctx context.Context, path string, size int64, runs []cbt.
 	if err := f.Truncate(size); err != nil {
 		return fmt.Errorf("size %d: %w", size, err)
 	}
-	buf, from := make([]byte, chunk), int64(0)
-	for _, x := range split(runs, chunk) {
-		if ctx.Err() != nil {
-			return ctx.Err()
+	buf, from := make([]byte, leaf), int64(0)
+	for _, x := range runs {
+		for off := x.Off; off < x.End; off += leaf {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if _, err := src.ReadAt(buf, from); err != nil {
+				return err
+			}
+			if _, err := f.WriteAt(buf, off); err != nil {
+				return err
+			}
+			from = (from + leaf) % s.Info.Size
 		}
-		b := buf[:x.Len()]
-		if from+x.Len() > have {
-			from = 0
-		}
-		if _, err := src.ReadAt(b, from); err != nil {
-			return err
-		}
-		if _, err := f.WriteAt(b, x.Off); err != nil {
-			return err
-		}
-		from += x.Len()
 	}
 	return f.Sync()
 }
@@ -103,7 +101,7 @@ func (h *huge) diverge(context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	b := make([]byte, Piece)
+	b := make([]byte, piece)
 	for _, x := range h.dirty {
 		if _, err := f.ReadAt(b, x.Off); err != nil {
 			return err
@@ -130,20 +128,7 @@ func (h *huge) check(ctx context.Context) error {
 		return err
 	}
 	defer b.Close()
-	other := make([]byte, chunk)
-	err = eachExtent(ctx, h.runs, 1, func(e cbt.Extent, buf []byte) error {
-		if _, err := a.ReadAt(buf, e.Off); err != nil {
-			return err
-		}
-		if _, err := b.ReadAt(other[:len(buf)], e.Off); err != nil {
-			return err
-		}
-		if !bytes.Equal(buf, other[:len(buf)]) {
-			return errors.New("wrong result: the content differs")
-		}
-		return nil
-	})
-	if err != nil {
+	if err := h.sameContent(ctx, a, b); err != nil {
 		return err
 	}
 	var x, y unix.Stat_t
@@ -157,6 +142,27 @@ func (h *huge) check(ctx context.Context) error {
 	return nil
 }
 
+func (h *huge) sameContent(ctx context.Context, a, b *os.File) error {
+	x, y := make([]byte, leaf), make([]byte, leaf)
+	for _, run := range h.runs {
+		for off := run.Off; off < run.End; off += leaf {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if _, err := a.ReadAt(x, off); err != nil {
+				return err
+			}
+			if _, err := b.ReadAt(y, off); err != nil {
+				return err
+			}
+			if !bytes.Equal(x, y) {
+				return fmt.Errorf("wrong result: the content differs at %#x", off)
+			}
+		}
+	}
+	return nil
+}
+
 // hugeScenarios: 16 TiB with 2 GiB in them.
 func (b *Bench) hugeScenarios(bool) ([]Scenario, error) {
 	e, err := b.engine()
@@ -166,16 +172,16 @@ func (b *Bench) hugeScenarios(bool) ([]Scenario, error) {
 	return b.hugePair(e, hugeSize, hugeRun, hugeRuns)
 }
 
-func (b *Bench) hugePair(e Engine, size, run int64, runs int) ([]Scenario, error) {
+func (b *Bench) hugePair(e engine, size, run int64, runs int) ([]Scenario, error) {
 	h := &huge{}
 	// The engine works on the pair in the place of the set's own images.
 	pair := *b.Set
 	pair.Source, pair.Target = filepath.Join(b.Set.Dir, "huge.img"), filepath.Join(b.Set.Dir, "huge.target.img")
-	e.Set = &pair
-	exact := e.Exact("failback, map", filepath.Join(b.Set.Dir, "differs-huge"))
+	e.set = &pair
+	exact := e.exact("failback, map", filepath.Join(b.Set.Dir, "differs-huge"))
 	makeMap := exact.Prepare
 	exact.Prepare = func(ctx context.Context) error { return errors.Join(h.diverge(ctx), makeMap(ctx)) }
-	merkle := e.Sync("failback, no map")
+	merkle := e.sync("failback, no map")
 	merkle.Prepare = func(ctx context.Context) error { return h.diverge(ctx) }
 	return []Scenario{{Name: "sync", Cases: []Case{exact, merkle}, Against: merkle.Name,
 		Open: func(ctx context.Context) error {

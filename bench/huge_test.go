@@ -5,16 +5,17 @@ import (
 	"os"
 	"testing"
 
+	"github.com/failback/failback/bench/floor"
 	"github.com/failback/failback/cbt"
 )
 
 func TestHugePair(t *testing.T) {
 	s := testSet(t, 32)
-	h, err := s.openHuge(t.Context(), 1<<33, 4*Leaf, 50)
+	h, err := s.openHuge(t.Context(), 1<<33, 4*leaf, 50)
 	if err != nil {
 		t.Skipf("no room for a sparse file of 8 GiB: %v", err)
 	}
-	if got := cbt.Total(h.dirty); got != 2*Piece {
+	if got := cbt.Total(h.dirty); got != 2*piece {
 		t.Errorf("%d bytes are dirty, want one piece in each hundredth of 200 leaves", got)
 	}
 	if err := h.check(t.Context()); err != nil {
@@ -26,7 +27,7 @@ func TestHugePair(t *testing.T) {
 	if err := h.check(t.Context()); err == nil {
 		t.Error("a pair that differs passes")
 	}
-	if _, err := FloorSend(t.Context(), SendOptions{Source: h.source, Target: h.target, Extents: h.dirty}); err != nil {
+	if _, err := floor.Send(t.Context(), floor.SendOptions{Source: h.source, Target: h.target, Extents: h.dirty}); err != nil {
 		t.Fatal(err)
 	}
 	if err := h.check(t.Context()); err != nil {

@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -17,8 +18,8 @@ import (
 
 // Sizes the images are made of, in bytes.
 const (
-	Piece = 4 << 10  // smallest range that is compared and listed
-	Leaf  = 64 << 10 // range that a divergence is counted in
+	piece = 4 << 10  // smallest range that is compared and listed
+	leaf  = 64 << 10 // range that a divergence is counted in
 )
 
 // recipe numbers the way images are made. A cached image of another recipe is made anew.
@@ -34,7 +35,7 @@ const leastFree = 12 << 20
 // ImageOptions says what image to measure with. The zero value is usable.
 type ImageOptions struct {
 	Dir   string    // where images are kept; default $FAILBACK_BENCH_DIR, else failback-bench under the temporary directory
-	Size  int64     // bytes, a multiple of Leaf; default 4 GiB
+	Size  int64     // bytes, a multiple of 64 KiB; default 4 GiB
 	Seed  uint64    // chooses what diverges; default 1
 	Roots []string  // directories whose files fill the image; default the Go tree, the module cache, /usr
 	Log   io.Writer // told what takes long; default nobody
@@ -88,8 +89,8 @@ func (o ImageOptions) withDefaults() (ImageOptions, error) {
 	if len(o.Roots) == 0 {
 		o.Roots = defaultRoots()
 	}
-	if o.Size <= leastFree || o.Size%Leaf != 0 {
-		return o, fmt.Errorf("image size %d: want a multiple of %d, more than %d", o.Size, Leaf, leastFree)
+	if o.Size <= leastFree || o.Size%leaf != 0 {
+		return o, fmt.Errorf("image size %d: want a multiple of %d, more than %d", o.Size, leaf, leastFree)
 	}
 	return o, nil
 }
@@ -99,18 +100,11 @@ func defaultRoots() []string {
 	var roots []string
 	for _, name := range []string{"GOROOT", "GOMODCACHE"} {
 		out, err := exec.Command("go", "env", name).Output()
-		if dir := string(trimLine(out)); err == nil && dir != "" {
+		if dir := string(bytes.TrimSpace(out)); err == nil && dir != "" {
 			roots = append(roots, dir)
 		}
 	}
 	return append(roots, "/usr/bin", "/usr/share", "/usr/lib", "/usr")
-}
-
-func trimLine(b []byte) []byte {
-	for len(b) > 0 && (b[len(b)-1] == '\n' || b[len(b)-1] == '\r') {
-		b = b[:len(b)-1]
-	}
-	return b
 }
 
 // OpenSet opens the images in o.Dir and builds what is missing: once, some 20 s for 4 GiB. It reads both images
@@ -206,7 +200,7 @@ func (s *Set) build(ctx context.Context, o ImageOptions) error {
 // makeFS makes an ext4 image of a directory. The numbers that mke2fs would draw at random are fixed.
 func makeFS(ctx context.Context, path, dir string, size int64, files int) error {
 	const id = "6661696c-6261-636b-8062-656e63680001"
-	cmd := exec.CommandContext(ctx, "mke2fs", "-q", "-F", "-t", "ext4", "-b", strconv.Itoa(Piece), "-m", "0",
+	cmd := exec.CommandContext(ctx, "mke2fs", "-q", "-F", "-t", "ext4", "-b", strconv.Itoa(piece), "-m", "0",
 		"-N", strconv.Itoa(files+files/8+1024), "-U", id, "-E", "hash_seed="+id+",root_owner=0:0",
 		"-d", dir, path, strconv.FormatInt(size/1024, 10)+"k")
 	cmd.Env = append(os.Environ(), "E2FSPROGS_FAKE_TIME=1700000000")
@@ -215,7 +209,7 @@ func makeFS(ctx context.Context, path, dir string, size int64, files int) error 
 		return fmt.Errorf("run mke2fs: %w: install e2fsprogs", err)
 	}
 	if err != nil {
-		return fmt.Errorf("run mke2fs: %w: %s", err, trimLine(out))
+		return fmt.Errorf("run mke2fs: %w: %s", err, complaint(out))
 	}
 	return nil
 }

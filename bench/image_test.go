@@ -3,6 +3,7 @@ package bench
 import (
 	"bytes"
 	"context"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -28,11 +29,11 @@ func testSet(t *testing.T, leaves int) *Set {
 		}
 		text = append(text, b...)
 	}
-	size := leaves * Leaf
+	size := leaves * leaf
 	content := make([]byte, 0, size)
 	for round := byte(0); len(content) < size; round++ {
 		content = append(content, bytes.ReplaceAll(text, []byte("a"), []byte{'0' + round%10})...)
-		content = append(content, make([]byte, 3*Piece)...)
+		content = append(content, make([]byte, 3*piece)...)
 	}
 	s := &Set{Dir: dir, Source: filepath.Join(dir, "a.img"), Target: filepath.Join(dir, "b.img"), seed: 7,
 		Info: ImageInfo{Size: int64(size)}, known: map[Divergence]*Divergent{}, log: t.Output()}
@@ -43,6 +44,14 @@ func testSet(t *testing.T, leaves int) *Set {
 		t.Fatal(err)
 	}
 	return s
+}
+
+// random returns n bytes that do not compress, the same every time.
+func random(n int) []byte {
+	b := make([]byte, n)
+	rng := rand.NewChaCha8([32]byte{})
+	rng.Read(b)
+	return b
 }
 
 // naiveDiffering is the plainest way to find what differs: the judge of the lists.
@@ -60,9 +69,9 @@ func naiveDiffering(t *testing.T, s *Set) []cbt.Extent {
 		t.Fatalf("sizes differ: %d and %d", len(a), len(b))
 	}
 	var out []cbt.Extent
-	for i := 0; i < len(a); i += Piece {
-		if !bytes.Equal(a[i:i+Piece], b[i:i+Piece]) {
-			out = append(out, cbt.Extent{Off: int64(i), End: int64(i + Piece)})
+	for i := 0; i < len(a); i += piece {
+		if !bytes.Equal(a[i:i+piece], b[i:i+piece]) {
+			out = append(out, cbt.Extent{Off: int64(i), End: int64(i + piece)})
 		}
 	}
 	return cbt.Normalize(out)
@@ -84,17 +93,17 @@ func TestDivergeListsAreTrue(t *testing.T) {
 		if !slices.Equal(truth, div.Pieces) {
 			t.Errorf("%s: listed pieces are not what differs", name)
 		}
-		if got, err := Differing(t.Context(), s.Source, s.Target); err != nil || !slices.Equal(got, truth) {
-			t.Errorf("%s: Differing is wrong: %v", name, err)
+		if got, err := differing(t.Context(), s.Source, s.Target); err != nil || !slices.Equal(got, truth) {
+			t.Errorf("%s: differing is wrong: %v", name, err)
 		}
-		want := int64(float64(leaves)*d.Percent/100+0.5) * Leaf
+		want := int64(float64(leaves)*d.Percent/100+0.5) * leaf
 		if want == 0 && d.Percent > 0 {
-			want = Leaf
+			want = leaf
 		}
 		if got := cbt.Total(div.Leaves); got != want {
 			t.Errorf("%s: %d bytes of leaves differ, want %d", name, got, want)
 		}
-		if !d.Runs && cbt.Total(div.Pieces) != want/Leaf*Piece {
+		if !d.Runs && cbt.Total(div.Pieces) != want/leaf*piece {
 			t.Errorf("%s: %d bytes of pieces differ, want one in each leaf", name, cbt.Total(div.Pieces))
 		}
 		for path, x := range map[string][]cbt.Extent{div.PieceList: div.Pieces, div.LeafList: div.Leaves} {
@@ -150,7 +159,7 @@ func TestDivergeFromAnyState(t *testing.T) {
 		t.Error("the second time something else differs")
 	}
 	// A target of another size is made anew.
-	if err := os.Truncate(s.Target, Leaf); err != nil {
+	if err := os.Truncate(s.Target, leaf); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Repair(t.Context()); err != nil {

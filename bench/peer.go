@@ -10,51 +10,45 @@ import (
 	"path/filepath"
 )
 
-// A Peer is a public tool that can bring a target in line, with the command line that its manual gives for it.
-type Peer struct {
-	Name   string
-	Needs  []string // programs looked for on PATH
+// A peer is a public tool that can bring a target in line, with the command line that its manual gives for it.
+type peer struct {
+	name   string
+	needs  []string // programs looked for on PATH
 	script string   // for bash; $1 source, $2 target, $3 a digest of the target as it is before the run
 	digest string   // makes $3 from $2, where it is kept from an earlier run
 	slow   bool     // takes far longer than the others: left out of short measurements
 }
 
 // A 64 KiB block is a fair size for tools that let one choose: what failback's own leaf is.
-var peers = []Peer{
-	{Name: "rsync", Needs: []string{"rsync"},
+var peers = []peer{
+	{name: "rsync", needs: []string{"rsync"},
 		script: `rsync --inplace --no-whole-file --ignore-times "$1" "$2"`},
-	{Name: "rsync -z", Needs: []string{"rsync"}, slow: true,
+	{name: "rsync -z", needs: []string{"rsync"}, slow: true,
 		script: `rsync --inplace --no-whole-file --ignore-times --compress --compress-choice=zstd "$1" "$2"`},
-	{Name: caseDigest, Needs: []string{"blocksync-fast"},
+	{name: caseDigest, needs: []string{"blocksync-fast"},
 		digest: `blocksync-fast --silent --make-digest -b 64K -s "$2" -f "$3"`,
 		script: `blocksync-fast --silent --make-delta -b 64K -s "$1" -f "$3" | blocksync-fast --silent --apply-delta -d "$2"`},
-	{Name: caseBothRead, Needs: []string{"blocksync-fast"},
+	{name: caseBothRead, needs: []string{"blocksync-fast"},
 		script: `rm -f "$3" && blocksync-fast --silent --make-digest -b 64K -s "$2" -f "$3" &&
 			blocksync-fast --silent --make-delta -b 64K -s "$1" -f "$3" | blocksync-fast --silent --apply-delta -d "$2"`},
-	{Name: "bdsync", Needs: []string{"bdsync"},
+	{name: "bdsync", needs: []string{"bdsync"},
 		script: `bdsync --hash=sha1 --blocksize=65536 "bdsync --server" "$1" "$2" | bdsync --patch="$2"`},
-	{Name: "nbdcopy", Needs: []string{"nbdcopy", "nbdkit"},
+	{name: "nbdcopy", needs: []string{"nbdcopy", "nbdkit"},
 		script: `nbdcopy -- [ nbdkit --exit-with-parent file "$1" ] [ nbdkit --exit-with-parent file "$2" ]`},
 }
 
-// Peers returns the tools that there are adapters for.
-func Peers() []Peer { return append([]Peer(nil), peers...) }
+// errNotInstalled is a peer whose programs are not on PATH.
+var errNotInstalled = errors.New("not installed")
 
-// ErrNotInstalled is a peer whose programs are not on PATH.
-var ErrNotInstalled = errors.New("not installed")
-
-// Slow reports whether the tool is left out of short measurements.
-func (p Peer) Slow() bool { return p.slow }
-
-// Case returns a case that runs the tool on a set. Its error is [ErrNotInstalled] where a program is missing.
-func (p Peer) Case(s *Set) (Case, error) {
-	for _, name := range p.Needs {
+// bringInLine returns a case that runs the tool on a set. Its error is errNotInstalled where a program is missing.
+func (p peer) bringInLine(s *Set) (Case, error) {
+	for _, name := range p.needs {
 		if _, err := exec.LookPath(name); err != nil {
-			return Case{}, fmt.Errorf("peer %s: %w: no %s on PATH", p.Name, ErrNotInstalled, name)
+			return Case{}, fmt.Errorf("peer %s: %w: no %s on PATH", p.name, errNotInstalled, name)
 		}
 	}
 	work := filepath.Join(s.Dir, "peer.digest")
-	c := Case{Name: p.Name, Args: p.args(p.script, s, work)}
+	c := Case{Name: p.name, Args: p.args(p.script, s, work)}
 	if p.digest == "" {
 		return c, nil
 	}
@@ -66,9 +60,8 @@ func (p Peer) Case(s *Set) (Case, error) {
 			if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
 				return err
 			}
-			args := p.args(p.digest, s, name)
-			if out, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput(); err != nil {
-				return fmt.Errorf("make the digest of %s: %w: %s", p.Name, err, complaint(out))
+			if err := runProcess(ctx, p.args(p.digest, s, name)); err != nil {
+				return fmt.Errorf("make the digest of %s: %w", p.name, err)
 			}
 			kept = name
 		}
@@ -77,8 +70,8 @@ func (p Peer) Case(s *Set) (Case, error) {
 	return c, nil
 }
 
-func (p Peer) args(script string, s *Set, digest string) []string {
-	return []string{"bash", "-e", "-o", "pipefail", "-c", script, p.Needs[0], s.Source, s.Target, digest}
+func (p peer) args(script string, s *Set, digest string) []string {
+	return []string{"bash", "-e", "-o", "pipefail", "-c", script, p.needs[0], s.Source, s.Target, digest}
 }
 
 // copySmall replaces a file by a copy of another.

@@ -168,7 +168,7 @@ func (h *Harness) once(ctx context.Context, sc Scenario, c Case, rec *Record) er
 	if !c.Reads {
 		want = nil
 	}
-	got, err := Differing(ctx, h.Set.Source, h.Set.Target)
+	got, err := differing(ctx, h.Set.Source, h.Set.Target)
 	if err != nil {
 		return err
 	}
@@ -202,9 +202,9 @@ func (h *Harness) prepare(ctx context.Context, sc Scenario, c Case) (*Divergent,
 	case sc.Check != nil:
 		return div, nil
 	case sc.Cold:
-		return div, Chill(append([]string{h.Set.Source, h.Set.Target}, sc.Chill...)...)
+		return div, chill(append([]string{h.Set.Source, h.Set.Target}, sc.Chill...)...)
 	default:
-		return div, Warm(ctx, h.Set.Source, h.Set.Target)
+		return div, warm(ctx, h.Set.Source, h.Set.Target)
 	}
 }
 
@@ -245,8 +245,8 @@ func (c Case) measure(ctx context.Context, rec *Record) (err error) {
 	return err
 }
 
-// JSONFacts reads the last JSON object that a command printed.
-func JSONFacts(out []byte) map[string]any {
+// jsonFacts reads the last JSON object that a command printed.
+func jsonFacts(out []byte) map[string]any {
 	var m map[string]any
 	if json.Unmarshal(out, &m) == nil {
 		return m

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/failback/failback/bench/floor"
 )
 
 // copyCase brings the target in line with a tool that every machine has.
@@ -22,7 +24,7 @@ func TestHarnessTakesTurns(t *testing.T) {
 	note := func(name string) func(context.Context) error {
 		return func(ctx context.Context) error {
 			order = append(order, name)
-			_, err := FloorCopy(ctx, s.Source, s.Target, nil)
+			_, err := floor.Copy(ctx, s.Source, s.Target, nil)
 			return err
 		}
 	}
@@ -48,7 +50,7 @@ func TestHarnessTakesTurns(t *testing.T) {
 		if r.Error != "" || r.Against != "a" || r.Figures.Wall <= 0 {
 			t.Errorf("record %+v", r)
 		}
-		if r.Differ.Leaves != 16*Leaf || r.Differ.Pieces != 16*Piece || len(div.moves) != 16 {
+		if r.Differ.Leaves != 16*leaf || r.Differ.Pieces != 16*piece || len(div.moves) != 16 {
 			t.Errorf("record says that %+v differ", r.Differ)
 		}
 		if r.Case == "dd" && (r.Figures.CallsRead < s.Info.Size || r.Figures.CallsWrite < s.Info.Size || r.Figures.PeakRSS == 0) {
@@ -107,11 +109,11 @@ func TestHarnessChecksEveryResult(t *testing.T) {
 
 func TestHarnessCold(t *testing.T) {
 	s := testSet(t, 32)
-	if err := Chill(s.Source); err != nil {
+	if err := chill(s.Source); err != nil {
 		t.Skipf("the page cache cannot be dropped on this file system: %v", err)
 	}
 	var in int64
-	look := func(context.Context) (err error) { in, err = Resident(s.Source); return err }
+	look := func(context.Context) (err error) { in, err = resident(s.Source); return err }
 	h := &Harness{Set: s, Rounds: 1}
 	for _, cold := range []bool{true, false} {
 		if _, err := h.Run(t.Context(), Scenario{Name: "look", Cold: cold, Cases: []Case{{Name: "look", Func: look, Reads: true}}}); err != nil {
@@ -164,7 +166,7 @@ func TestJSONFacts(t *testing.T) {
 		"":                          nil,
 		"{\"a\": 2}\n{\"a\": 1}\n ": 1.0,
 	} {
-		if got := JSONFacts([]byte(in))["a"]; got != want {
+		if got := jsonFacts([]byte(in))["a"]; got != want {
 			t.Errorf("%q gives %v, want %v", in, got, want)
 		}
 	}
@@ -241,9 +243,9 @@ func TestReadRecordsRefuses(t *testing.T) {
 func TestPeersSayWhatIsMissing(t *testing.T) {
 	s := testSet(t, 32)
 	t.Setenv("PATH", t.TempDir())
-	for _, p := range Peers() {
-		if _, err := p.Case(s); !errors.Is(err, ErrNotInstalled) || !strings.Contains(err.Error(), p.Needs[0]) {
-			t.Errorf("%s without its program: %v", p.Name, err)
+	for _, p := range peers {
+		if _, err := p.bringInLine(s); !errors.Is(err, errNotInstalled) || !strings.Contains(err.Error(), p.needs[0]) {
+			t.Errorf("%s without its program: %v", p.name, err)
 		}
 	}
 }
@@ -252,9 +254,9 @@ func TestPeersSayWhatIsMissing(t *testing.T) {
 func TestPeersWork(t *testing.T) {
 	s := testSet(t, 32)
 	h := &Harness{Set: s, Rounds: 1}
-	for _, p := range Peers() {
-		t.Run(p.Name, func(t *testing.T) {
-			c, err := p.Case(s)
+	for _, p := range peers {
+		t.Run(p.name, func(t *testing.T) {
+			c, err := p.bringInLine(s)
 			if err != nil {
 				t.Skip(err)
 			}

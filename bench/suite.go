@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+
+	"github.com/failback/failback/bench/floor"
 )
 
 // A Bench is what suites are built from: images, the program under test, and the program that runs the floors.
@@ -67,12 +69,12 @@ func (b *Bench) peerScenarios(cold bool) ([]Scenario, error) {
 	var out []Scenario
 	for _, d := range usual {
 		sc := Scenario{Name: d.String(), Divergence: d}
-		for _, p := range Peers() {
+		for _, p := range peers {
 			if p.slow && !b.Slow {
 				continue
 			}
-			c, err := p.Case(b.Set)
-			if errors.Is(err, ErrNotInstalled) {
+			c, err := p.bringInLine(b.Set)
+			if errors.Is(err, errNotInstalled) {
 				b.miss(err)
 				continue
 			}
@@ -121,7 +123,7 @@ func (b *Bench) sendFloors(d Divergence, cold bool) ([]Case, error) {
 
 // floor is a floor in a process of its own, as what is held against it.
 func (b *Bench) floor(name, kind string, args ...string) Case {
-	return Case{Name: name, Args: append([]string{b.Self, "floor", kind}, args...), Facts: JSONFacts}
+	return Case{Name: name, Args: append([]string{b.Self, "floor", kind}, args...), Facts: jsonFacts}
 }
 
 // floorScenarios read and hash one side and both.
@@ -132,11 +134,7 @@ func (b *Bench) floorScenarios(cold bool) ([]Scenario, error) {
 		paths []string
 	}{{"one side", []string{b.Set.Source}}, {"both sides", []string{b.Set.Source, b.Set.Target}}} {
 		sc := Scenario{Name: side.name}
-		for _, h := range Hashes() {
-			if _, err := digesters(HashOptions{Hash: h}); errors.Is(err, errNoAVX512) {
-				b.miss(err)
-				continue
-			}
+		for _, h := range floor.Hashes() {
 			sc.Cases = append(sc.Cases, b.hashFloor(h, cold, side.paths...))
 		}
 		out = append(out, sc)

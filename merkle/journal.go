@@ -144,6 +144,7 @@ type journalReader struct {
 	end  int64 // of the same
 	sum  xxhash.Digest
 	buf  [jnlRecord + FanOut*HashSize]byte
+	rec  [FanOut]Hash // the nodes of the record read last
 }
 
 // next returns the next n bytes; they are good until the next call.
@@ -206,9 +207,8 @@ func (j *journalReader) readRecord(h []byte, lay *layout, apply func(int, int64,
 		return err
 	}
 	_, _ = j.sum.Write(raw)
-	var nodes [FanOut]Hash
-	copy(hashBytes(nodes[:count]), raw)
-	return apply(level, first, nodes[:count])
+	copy(hashBytes(j.rec[:]), raw)
+	return apply(level, first, j.rec[:count])
 }
 
 // readEnd reads the end that begins with h.

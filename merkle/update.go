@@ -170,9 +170,10 @@ func (f *File) plan(ctx context.Context, j *journalWriter, leaves iter.Seq2[int6
 
 // planner holds the group that is being changed at each level.
 type planner struct {
-	old  *checker
-	j    *journalWriter
-	open [maxLevels]openGroup
+	old    *checker
+	j      *journalWriter
+	open   [maxLevels]openGroup
+	stored [FanOut]Hash // what is being written
 }
 
 // openGroup is a group with some of its nodes changed.
@@ -231,11 +232,10 @@ func (p *planner) flush(level int) error {
 	if g.from == g.to {
 		return nil
 	}
-	var stored [FanOut]Hash
-	n := copy(stored[:], g.nodes[g.from:g.to])
+	stored := p.stored[:copy(p.stored[:], g.nodes[g.from:g.to])]
 	first := g.first + g.from
-	p.old.toDisk(level, first, stored[:n])
-	if err := p.j.record(level, first, stored[:n]); err != nil {
+	p.old.toDisk(level, first, stored)
+	if err := p.j.record(level, first, stored); err != nil {
 		return err
 	}
 	g.from, g.to = 0, 0

@@ -3,6 +3,7 @@ package floor
 import (
 	"crypto/sha256"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"testing"
 
@@ -60,4 +61,12 @@ func BenchmarkLanes(b *testing.B) {
 		}
 		wg.Wait()
 	}
+}
+
+// random returns n bytes that do not compress, the same every time.
+func random(n int) []byte {
+	b := make([]byte, n)
+	rng := rand.NewChaCha8([32]byte{})
+	rng.Read(b)
+	return b
 }

@@ -1,8 +1,9 @@
-package bench
+package floor
 
 import (
 	"bytes"
 	"errors"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,76 +12,93 @@ import (
 	"github.com/failback/failback/cbt"
 )
 
-func TestFloorsBringTheTargetInLine(t *testing.T) {
-	s := testSet(t, 80)
-	for _, name := range []string{"0", "rand-1", "seq-10", "rand-50", "seq-100"} {
-		d, err := ParseDivergence(name)
-		if err != nil {
-			t.Fatal(err)
+// pair makes two files of n leaves of which the pieces in x differ. Much of both compresses well.
+func pair(t *testing.T, leaves int, x []cbt.Extent) (source, target string, content []byte) {
+	t.Helper()
+	dir := t.TempDir()
+	content = make([]byte, leaves*64<<10)
+	rng := rand.NewChaCha8([32]byte{1})
+	for i := 0; i < len(content); i += 64 {
+		rng.Read(content[i : i+8])
+	}
+	other := bytes.Clone(content)
+	for _, e := range x {
+		for i := e.Off; i < e.End; i++ {
+			other[i] ^= 0xff
 		}
+	}
+	source, target = filepath.Join(dir, "a"), filepath.Join(dir, "b")
+	if err := errors.Join(os.WriteFile(source, content, 0o644), os.WriteFile(target, other, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	return source, target, content
+}
+
+// scattered returns one piece in every nth leaf.
+func scattered(leaves, n int) []cbt.Extent {
+	var out []cbt.Extent
+	for i := 0; i < leaves; i += n {
+		off := int64(i)<<16 + int64(i%16)<<12
+		out = append(out, cbt.Extent{Off: off, End: off + sector})
+	}
+	return out
+}
+
+func TestFloorsBringTheTargetInLine(t *testing.T) {
+	const leaves = 80
+	all := []cbt.Extent{{Off: 0, End: leaves << 16}}
+	for name, x := range map[string][]cbt.Extent{
+		"nothing": {}, "scattered": scattered(leaves, 2), "a run": {{Off: 5 << 16, End: 40 << 16}}, "all": all,
+	} {
 		for _, way := range []struct {
 			name string
-			run  func(div *Divergent) (Floor, error)
-			all  bool // copies more than what differs
+			run  func(source, target string) (Result, error)
+			want int64
 		}{
-			{"send", func(div *Divergent) (Floor, error) {
-				return FloorSend(t.Context(), SendOptions{Source: s.Source, Target: s.Target, Extents: div.Pieces})
-			}, false},
-			{"send s2", func(div *Divergent) (Floor, error) {
-				return FloorSend(t.Context(), SendOptions{Source: s.Source, Target: s.Target, Extents: div.Pieces, S2: true})
-			}, false},
-			{"copy", func(div *Divergent) (Floor, error) {
-				return FloorCopy(t.Context(), s.Source, s.Target, append([]cbt.Extent{}, div.Pieces...))
-			}, false},
-			{"copy all", func(*Divergent) (Floor, error) { return FloorCopy(t.Context(), s.Source, s.Target, nil) }, true},
+			{"send", func(a, b string) (Result, error) {
+				return Send(t.Context(), SendOptions{Source: a, Target: b, Extents: x})
+			}, cbt.Total(x)},
+			{"send s2", func(a, b string) (Result, error) {
+				return Send(t.Context(), SendOptions{Source: a, Target: b, Extents: x, S2: true})
+			}, cbt.Total(x)},
+			{"send direct", func(a, b string) (Result, error) {
+				return Send(t.Context(), SendOptions{Source: a, Target: b, Extents: x, Direct: true})
+			}, cbt.Total(x)},
+			{"copy", func(a, b string) (Result, error) { return Copy(t.Context(), a, b, x) }, cbt.Total(x)},
+			{"copy all", func(a, b string) (Result, error) { return Copy(t.Context(), a, b, nil) }, cbt.Total(all)},
 		} {
-			div, err := s.Diverge(t.Context(), d)
+			source, target, content := pair(t, leaves, x)
+			r, err := way.run(source, target)
 			if err != nil {
-				t.Fatal(err)
+				t.Fatalf("%s of %s: %v", way.name, name, err)
 			}
-			f, err := way.run(div)
-			if err != nil {
-				t.Fatalf("%s at %s: %v", way.name, name, err)
+			if got, err := os.ReadFile(target); err != nil || !bytes.Equal(got, content) {
+				t.Errorf("%s of %s: the target is not the source: %v", way.name, name, err)
 			}
-			if left := naiveDiffering(t, s); len(left) > 0 {
-				t.Errorf("%s at %s: %d bytes still differ", way.name, name, cbt.Total(left))
+			if r.Bytes != way.want {
+				t.Errorf("%s of %s: says %d bytes, want %d", way.name, name, r.Bytes, way.want)
 			}
-			s.Converged()
-			want := cbt.Total(div.Pieces)
-			if way.all {
-				want = s.Info.Size
-			}
-			if f.Bytes != want {
-				t.Errorf("%s at %s: says %d bytes, want %d", way.name, name, f.Bytes, want)
-			}
-			if way.name == "send s2" && want > 1<<20 && f.WireBytes > want {
-				t.Errorf("%s at %s: text grew from %d to %d bytes", way.name, name, want, f.WireBytes)
+			if way.name == "send s2" && r.WireBytes > way.want {
+				t.Errorf("%s of %s: grew from %d to %d bytes", way.name, name, way.want, r.WireBytes)
 			}
 		}
 	}
 }
 
 // Every way to hash the same gives the same: loops on all cores, and one after the other here.
-func TestFloorHashAgrees(t *testing.T) {
-	s := testSet(t, 40)
-	data, err := os.ReadFile(s.Source)
-	if err != nil {
-		t.Fatal(err)
-	}
+func TestHashAgrees(t *testing.T) {
+	source, target, data := pair(t, 40, nil)
+	size := int64(len(data))
 	key := [32]byte{1, 2, 3}
 	sums := map[string]uint64{}
 	for _, name := range Hashes() {
-		o := HashOptions{Paths: []string{s.Source}, Hash: name, Unit: 16 << 10, Key: key}
-		f, err := FloorHash(t.Context(), o)
-		if errors.Is(err, errNoAVX512) {
-			t.Logf("left out: %v", err)
-			continue
-		}
+		o := HashOptions{Paths: []string{source}, Hash: name, Unit: 16 << 10, Key: key}
+		f, err := Hash(t.Context(), o)
 		if err != nil {
 			t.Fatal(name, err)
 		}
-		if f.Bytes != s.Info.Size {
-			t.Errorf("%s: read %d bytes of %d", name, f.Bytes, s.Info.Size)
+		if f.Bytes != size {
+			t.Errorf("%s: read %d bytes of %d", name, f.Bytes, size)
 		}
 		sums[name] = f.Sum
 		one := name
@@ -98,58 +116,60 @@ func TestFloorHashAgrees(t *testing.T) {
 		if f.Sum != want {
 			t.Errorf("%s: sum %#x, want %#x", name, f.Sum, want)
 		}
-		o.Paths = []string{s.Source, s.Target}
-		if both, err := FloorHash(t.Context(), o); err != nil || both.Sum != 2*f.Sum || both.Bytes != 2*f.Bytes {
+		o.Paths = []string{source, target}
+		if both, err := Hash(t.Context(), o); err != nil || both.Sum != 2*f.Sum || both.Bytes != 2*f.Bytes {
 			t.Errorf("%s: two equal files give %+v, %v; one gives %+v", name, both, err, f)
 		}
 		o.Direct = true
-		if both, err := FloorHash(t.Context(), o); err != nil || both.Sum != 2*f.Sum {
+		if both, err := Hash(t.Context(), o); err != nil || both.Sum != 2*f.Sum {
 			t.Errorf("%s: past the cache %+v, %v; want twice %#x", name, both, err, f.Sum)
 		}
 	}
 	if sums["sha256"] != sums["sha256-std"] {
 		t.Error("two implementations of SHA-256 disagree")
 	}
-	if lanes, ok := sums["sha256-lanes"]; ok && lanes != sums["sha256"] {
+	if got, ok := sums["sha256-lanes"]; ok && got != sums["sha256"] {
 		t.Error("the multi-lane server disagrees with one stream")
 	}
 }
 
-func TestFloorHashRefuses(t *testing.T) {
+func TestHashRefuses(t *testing.T) {
 	for _, o := range []HashOptions{{Hash: "crc"}, {Hash: "gmac", Unit: 3000}, {Hash: "gmac", Unit: 1}, {Hash: "gmac", Paths: []string{"/nonexistent"}}} {
-		if _, err := FloorHash(t.Context(), o); err == nil {
+		if _, err := Hash(t.Context(), o); err == nil {
 			t.Errorf("%+v was taken", o)
 		}
 	}
 }
 
-func TestFloorReadBack(t *testing.T) {
-	s := testSet(t, 40)
-	x := []cbt.Extent{{Off: Piece, End: 2 * Piece}, {Off: 4 * Leaf, End: 40 * Leaf}}
-	f, err := FloorReadBack(t.Context(), s.Source, x)
+func TestReadBack(t *testing.T) {
+	source, _, data := pair(t, 40, nil)
+	size := int64(len(data))
+	x := []cbt.Extent{{Off: 1 << 12, End: 2 << 12}, {Off: 4 << 16, End: 40 << 16}}
+	f, err := ReadBack(t.Context(), source, x)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if f.Bytes != cbt.Total(x) {
 		t.Errorf("read %d bytes, want %d", f.Bytes, cbt.Total(x))
 	}
-	beyond := []cbt.Extent{{Off: s.Info.Size, End: s.Info.Size + Piece}}
-	if _, err := FloorReadBack(t.Context(), s.Source, beyond); err == nil {
+	beyond := []cbt.Extent{{Off: size, End: size + sector}}
+	if _, err := ReadBack(t.Context(), source, beyond); err == nil {
 		t.Error("reading behind the end went through")
 	}
 }
 
-func TestFloorSendFailsWhole(t *testing.T) {
-	s := testSet(t, 40)
-	all := []cbt.Extent{{Off: 0, End: s.Info.Size}}
-	gone := filepath.Join(s.Dir, "gone")
+func TestSendFailsWhole(t *testing.T) {
+	source, target, data := pair(t, 40, nil)
+	size := int64(len(data))
+	all := []cbt.Extent{{Off: 0, End: size}}
+	gone := filepath.Join(t.TempDir(), "gone")
 	for _, o := range []SendOptions{
-		{Source: gone, Target: s.Target, Extents: all},
-		{Source: s.Source, Target: gone, Extents: all},
-		{Source: s.Source, Target: "/dev/full", Extents: all},
-		{Source: s.Source, Target: s.Target, Extents: []cbt.Extent{{Off: 0, End: 2 * s.Info.Size}}},
+		{Source: gone, Target: target, Extents: all},
+		{Source: source, Target: gone, Extents: all},
+		{Source: source, Target: "/dev/full", Extents: all},
+		{Source: source, Target: target, Extents: []cbt.Extent{{Off: 0, End: 2 * size}}},
 	} {
-		if _, err := FloorSend(t.Context(), o); err == nil {
+		if _, err := Send(t.Context(), o); err == nil {
 			t.Errorf("sending %s to %s went through", o.Source, o.Target)
 		}
 	}
@@ -174,42 +194,10 @@ func TestSplitAndBatches(t *testing.T) {
 }
 
 func TestAlignedBuffer(t *testing.T) {
-	for _, n := range []int{1, 512, Piece, chunk} {
+	for _, n := range []int{1, 512, sector, chunk} {
 		b := alignedBuffer(n)
 		if len(b) != n || cap(b) != n {
 			t.Errorf("len %d, cap %d, want %d", len(b), cap(b), n)
 		}
-	}
-}
-
-func TestChillAndWarm(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "f")
-	want := bytes.Repeat([]byte("content "), 1<<17)
-	if err := os.WriteFile(path, want, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if err := Warm(t.Context(), path); err != nil {
-		t.Fatal(err)
-	}
-	if in, err := Resident(path); err != nil || in < int64(len(want)) {
-		t.Fatalf("warm: %d of %d bytes in the cache, %v", in, len(want), err)
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	byMincore, err := resident(f)
-	if err != nil || byMincore < int64(len(want)) {
-		t.Errorf("mincore sees %d of %d bytes, %v", byMincore, len(want), err)
-	}
-	if err := Chill(path); err != nil {
-		t.Skipf("the page cache cannot be dropped on this file system: %v", err)
-	}
-	if byMincore, err = resident(f); err != nil || byMincore > 0 {
-		t.Errorf("cold: mincore sees %d bytes, %v", byMincore, err)
-	}
-	if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, want) {
-		t.Errorf("dropping the cache changed the file: %v", err)
 	}
 }

@@ -128,8 +128,9 @@ func send(ctx context.Context, c net.Conn, o SendOptions, r *Result) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return feed(ctx, jobs, batches(o.Extents)) })
 	packers, pctx := errgroup.WithContext(ctx)
+	p := &packer{src: src, compress: o.S2, jobs: jobs, free: free, full: full}
 	for range n {
-		packers.Go(func() error { return pack(pctx, src, o.S2, jobs, free, full) })
+		packers.Go(func() error { return p.run(pctx) })
 	}
 	g.Go(func() error { defer close(full); return packers.Wait() })
 	g.Go(func() error {
@@ -167,26 +168,34 @@ func feed(ctx context.Context, jobs chan<- batch, all []batch) error {
 	return nil
 }
 
-// pack turns batches into frames.
-func pack(ctx context.Context, src *os.File, compress bool, jobs <-chan batch, free <-chan []byte, full chan<- []byte) error {
+// A packer turns batches into frames, in buffers that come back once a frame is sent.
+type packer struct {
+	src      *os.File
+	compress bool
+	jobs     <-chan batch
+	free     <-chan []byte
+	full     chan<- []byte
+}
+
+func (p *packer) run(ctx context.Context) error {
 	raw := alignedBuffer(chunk)
-	for b := range jobs {
+	for b := range p.jobs {
 		var out []byte
 		select {
-		case out = <-free:
+		case out = <-p.free:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 		at := 0
 		for _, e := range b.x {
-			if _, err := src.ReadAt(raw[at:at+int(e.Len())], e.Off); err != nil {
+			if _, err := p.src.ReadAt(raw[at:at+int(e.Len())], e.Off); err != nil {
 				return err
 			}
 			at += int(e.Len())
 		}
-		out = appendFrame(out[:0], b, raw[:at], compress)
+		out = appendFrame(out[:0], b, raw[:at], p.compress)
 		select {
-		case full <- out:
+		case p.full <- out:
 		case <-ctx.Done():
 			return ctx.Err()
 		}

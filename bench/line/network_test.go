@@ -1,6 +1,7 @@
-package bench
+package line
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"io"
@@ -89,12 +90,25 @@ func TestNetworkJoinsAndGoes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	self := func(e End, mode string) []string {
-		return append(n.In(e), "env", talkEnv+"="+mode+" "+n.Addr(Far)+":7000", os.Args[0])
+	self := func(e End, mode string) *exec.Cmd {
+		c := exec.CommandContext(t.Context(), "env", talkEnv+"="+mode+" "+n.Addr(Far)+":7000", os.Args[0])
+		c.Args = append(n.In(e), c.Args...)
+		c.Path, _ = exec.LookPath(c.Args[0])
+		c.Stderr = t.Output()
+		return c
 	}
-	c := Case{Name: "talk", Args: self(Near, "dial"), Servers: []Server{{Args: self(Far, "listen"), Line: "listening", Keep: true}}}
-	var rec Record
-	if err := c.measure(t.Context(), &rec); err != nil {
+	far := self(Far, "listen")
+	said, err := far.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := far.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := bufio.NewReader(said).ReadString('\n'); err != nil { // it listens
+		t.Fatal(err)
+	}
+	if err := errors.Join(self(Near, "dial").Run(), far.Wait()); err != nil {
 		t.Fatal(err)
 	}
 	after, err := n.Bytes(t.Context(), Far)

@@ -8,15 +8,16 @@ import (
 	"strings"
 
 	"github.com/failback/failback/bench"
+	"github.com/failback/failback/bench/floor"
 	"github.com/failback/failback/cbt"
 )
 
-// floor runs one loop and prints its figures as a JSON object.
-func floor(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+// floors runs one loop and prints its figures as a JSON object.
+func floors(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if len(args) == 0 {
 		return usagef("floor send|copy|hash|read ...")
 	}
-	var f bench.Floor
+	var f floor.Result
 	var err error
 	switch args[0] {
 	case "send":
@@ -44,67 +45,67 @@ func list(path string) ([]cbt.Extent, error) {
 	return bench.ReadList(path)
 }
 
-func floorSend(ctx context.Context, args []string, stderr io.Writer) (bench.Floor, error) {
+func floorSend(ctx context.Context, args []string, stderr io.Writer) (floor.Result, error) {
 	fs := newFlags("floor send", stderr)
 	path := fs.String("list", "", "file with what is dirty, one \"offset length\" a line")
 	s2 := fs.Bool("s2", false, "compress with s2")
 	direct := fs.Bool("direct", false, "read past the page cache")
 	back := fs.Bool("read-back", false, "read what was written from the medium afterwards")
 	if err := parse(fs, args, 2, 2); err != nil {
-		return bench.Floor{}, err
+		return floor.Result{}, err
 	}
 	x, err := list(*path)
 	if err != nil {
-		return bench.Floor{}, err
+		return floor.Result{}, err
 	}
-	o := bench.SendOptions{Source: fs.Arg(0), Target: fs.Arg(1), Extents: x, S2: *s2, Direct: *direct}
-	f, err := bench.FloorSend(ctx, o)
+	o := floor.SendOptions{Source: fs.Arg(0), Target: fs.Arg(1), Extents: x, S2: *s2, Direct: *direct}
+	f, err := floor.Send(ctx, o)
 	if err != nil || !*back {
 		return f, err
 	}
-	r, err := bench.FloorReadBack(ctx, o.Target, x)
+	r, err := floor.ReadBack(ctx, o.Target, x)
 	f.Seconds += r.Seconds
 	return f, err
 }
 
-func floorCopy(ctx context.Context, args []string, stderr io.Writer) (bench.Floor, error) {
+func floorCopy(ctx context.Context, args []string, stderr io.Writer) (floor.Result, error) {
 	fs := newFlags("floor copy", stderr)
 	path := fs.String("list", "", "file with what to copy, one \"offset length\" a line; default all")
 	if err := parse(fs, args, 2, 2); err != nil {
-		return bench.Floor{}, err
+		return floor.Result{}, err
 	}
 	x, err := list(*path)
 	if err != nil {
-		return bench.Floor{}, err
+		return floor.Result{}, err
 	}
-	return bench.FloorCopy(ctx, fs.Arg(0), fs.Arg(1), x)
+	return floor.Copy(ctx, fs.Arg(0), fs.Arg(1), x)
 }
 
-func floorHash(ctx context.Context, args []string, stderr io.Writer) (bench.Floor, error) {
+func floorHash(ctx context.Context, args []string, stderr io.Writer) (floor.Result, error) {
 	fs := newFlags("floor hash", stderr)
-	o := bench.HashOptions{}
-	fs.StringVar(&o.Hash, "hash", "none", strings.Join(bench.Hashes(), ", "))
+	o := floor.HashOptions{}
+	fs.StringVar(&o.Hash, "hash", "none", strings.Join(floor.Hashes(), ", "))
 	fs.IntVar(&o.Unit, "unit", 0, "bytes hashed at once; default 4 KiB for gmac, else 64 KiB")
 	fs.BoolVar(&o.Direct, "direct", false, "read past the page cache")
 	if err := parse(fs, args, 1, -1); err != nil {
-		return bench.Floor{}, err
+		return floor.Result{}, err
 	}
 	o.Paths = fs.Args()
 	if _, err := rand.Read(o.Key[:]); err != nil {
-		return bench.Floor{}, err
+		return floor.Result{}, err
 	}
-	return bench.FloorHash(ctx, o)
+	return floor.Hash(ctx, o)
 }
 
-func floorRead(ctx context.Context, args []string, stderr io.Writer) (bench.Floor, error) {
+func floorRead(ctx context.Context, args []string, stderr io.Writer) (floor.Result, error) {
 	fs := newFlags("floor read", stderr)
 	path := fs.String("list", "", "file with what to read from the medium, one \"offset length\" a line")
 	if err := parse(fs, args, 1, 1); err != nil {
-		return bench.Floor{}, err
+		return floor.Result{}, err
 	}
 	x, err := list(*path)
 	if err != nil {
-		return bench.Floor{}, err
+		return floor.Result{}, err
 	}
-	return bench.FloorReadBack(ctx, fs.Arg(0), x)
+	return floor.ReadBack(ctx, fs.Arg(0), x)
 }

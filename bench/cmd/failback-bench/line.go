@@ -9,13 +9,13 @@ import (
 	"os"
 	"os/exec"
 
-	"github.com/failback/failback/bench"
+	"github.com/failback/failback/bench/line"
 )
 
 // link relays between two unix sockets until it is told to end.
 func link(ctx context.Context, args []string, _, stderr io.Writer) error {
 	fs := newFlags("link LISTEN-SOCKET TO-SOCKET", stderr)
-	var o bench.LinkOptions
+	var o line.Options
 	fs.DurationVar(&o.Delay, "delay", 0, "how long a byte is on its way, in one direction")
 	fs.Int64Var(&o.Rate, "rate", 0, "bytes a second in each direction; 0 is no limit")
 	if err := parse(fs, args, 2, 2); err != nil {
@@ -29,12 +29,12 @@ func link(ctx context.Context, args []string, _, stderr io.Writer) error {
 		return fmt.Errorf("listen: %w", err)
 	}
 	var d net.Dialer
-	line, err := bench.NewLink(l, func(ctx context.Context) (net.Conn, error) { return d.DialContext(ctx, "unix", fs.Arg(1)) }, o)
+	relay, err := line.NewLink(l, func(ctx context.Context) (net.Conn, error) { return d.DialContext(ctx, "unix", fs.Arg(1)) }, o)
 	if err != nil {
 		return errors.Join(usagef("%v", err), l.Close())
 	}
-	err = line.Run(ctx)
-	up, down := line.Bytes()
+	err = relay.Run(ctx)
+	up, down := relay.Bytes()
 	fmt.Fprintf(stderr, "to the server %d bytes, to the client %d\n", up, down)
 	return err
 }
@@ -42,7 +42,7 @@ func link(ctx context.Context, args []string, _, stderr io.Writer) error {
 // shape runs a command at the near end of two namespaces, and a server at the far end before it.
 func shape(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
 	fs := newFlags("shape -- COMMAND", stderr)
-	var o bench.NetworkOptions
+	var o line.NetworkOptions
 	fs.Int64Var(&o.Rate, "rate", 0, "bits a second in each direction; 0 is no limit")
 	fs.Float64Var(&o.Loss, "loss", 0, "share of packets that are dropped, 0 to 1")
 	fs.IntVar(&o.MTU, "mtu", 1500, "bytes of a packet")
@@ -50,7 +50,7 @@ func shape(ctx context.Context, args []string, stdout, stderr io.Writer) (err er
 	if err := parse(fs, args, 1, -1); err != nil {
 		return err
 	}
-	n, err := bench.NewNetwork(o)
+	n, err := line.NewNetwork(o)
 	if err != nil {
 		return usagef("%v", err)
 	}
@@ -58,15 +58,15 @@ func shape(ctx context.Context, args []string, stdout, stderr io.Writer) (err er
 		return err
 	}
 	defer func() { err = errors.Join(err, n.Close()) }()
-	env := append(os.Environ(), "NEAR="+n.Addr(bench.Near), "FAR="+n.Addr(bench.Far))
+	env := append(os.Environ(), "NEAR="+n.Addr(line.Near), "FAR="+n.Addr(line.Far))
 	if *far != "" {
-		stop, err := background(append(n.In(bench.Far), "sh", "-c", "exec "+*far), env, stderr)
+		stop, err := background(append(n.In(line.Far), "sh", "-c", "exec "+*far), env, stderr)
 		if err != nil {
 			return err
 		}
 		defer stop()
 	}
-	argv := append(n.In(bench.Near), fs.Args()...)
+	argv := append(n.In(line.Near), fs.Args()...)
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Env, cmd.Stdout, cmd.Stderr = env, stdout, stderr
 	if err := cmd.Run(); err != nil {
@@ -75,12 +75,12 @@ func shape(ctx context.Context, args []string, stdout, stderr io.Writer) (err er
 	return tellBytes(ctx, n, stderr)
 }
 
-func tellBytes(ctx context.Context, n *bench.Network, w io.Writer) error {
-	near, err := n.Bytes(ctx, bench.Near)
+func tellBytes(ctx context.Context, n *line.Network, w io.Writer) error {
+	near, err := n.Bytes(ctx, line.Near)
 	if err != nil {
 		return err
 	}
-	far, err := n.Bytes(ctx, bench.Far)
+	far, err := n.Bytes(ctx, line.Far)
 	if err != nil {
 		return err
 	}

@@ -35,7 +35,7 @@ func main() {
 // run returns the exit code: 0 done, 1 failed, 2 used wrongly.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	commands := map[string]func(context.Context, []string, io.Writer, io.Writer) error{
-		"image": image, "run": measure, "table": table, "floor": floor, "link": link, "shape": shape,
+		"image": image, "run": measure, "table": table, "floor": floors, "link": link, "shape": shape,
 	}
 	if len(args) == 0 || commands[args[0]] == nil {
 		fmt.Fprint(stderr, usage)

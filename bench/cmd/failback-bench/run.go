@@ -8,6 +8,9 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/failback/failback/bench"
@@ -60,15 +63,25 @@ func measure(ctx context.Context, args []string, stdout, stderr io.Writer) (err 
 	cold := fs.Bool("cold", false, "with nothing of the images in the page cache")
 	verbose := fs.Bool("v", false, "name the goals that were met too")
 	names := fs.Bool("list", false, "name the suites")
+	only := fs.String("only", "", "regular expression: run only scenarios whose name it matches, such as \"rand-1 \"")
 	raw := fs.String("raw", "", "file that gets the raw figures; default one of today's beside the images")
 	if err := parse(fs, args, 0, -1); err != nil {
 		return err
+	}
+	pick, err := regexp.Compile(*only)
+	if err != nil {
+		return usagef("-only: %v", err)
 	}
 	if *names || fs.NArg() == 0 {
 		for _, s := range bench.Suites() {
 			fmt.Fprintf(stdout, "%-10s %s\n", s.Name, s.Asks)
 		}
+		fmt.Fprintf(stdout, "%-10s %s\n", "all", "all of these")
 		return nil
+	}
+	suites, err := suiteNames(fs.Args())
+	if err != nil {
+		return err
 	}
 	if b.Set, err = bench.OpenSet(ctx, o); err != nil {
 		return err
@@ -88,8 +101,12 @@ func measure(ctx context.Context, args []string, stdout, stderr io.Writer) (err 
 		return err
 	}
 	h := &bench.Harness{Set: b.Set, Rounds: *rounds, Raw: f, Log: stderr}
-	for _, name := range fs.Args() {
-		if err := suite(ctx, b, h, name, *cold); err != nil {
+	for _, name := range suites {
+		all, err := b.Scenarios(name, *cold)
+		if err != nil {
+			return err
+		}
+		if err := runAll(ctx, h, all, pick); err != nil {
 			return err
 		}
 	}
@@ -100,12 +117,28 @@ func measure(ctx context.Context, args []string, stdout, stderr io.Writer) (err 
 	return readTable(stdout, *verbose, *raw)
 }
 
-func suite(ctx context.Context, b *bench.Bench, h *bench.Harness, name string, cold bool) error {
-	all, err := b.Scenarios(name, cold)
-	if err != nil {
-		return err
+// suiteNames checks names before anything is built for them; "all" stands for every suite.
+func suiteNames(args []string) ([]string, error) {
+	var known []string
+	for _, s := range bench.Suites() {
+		known = append(known, s.Name)
 	}
+	if slices.Equal(args, []string{"all"}) {
+		return known, nil
+	}
+	for _, name := range args {
+		if !slices.Contains(known, name) {
+			return nil, usagef("suite %s: want all, or some of %s", name, strings.Join(known, " "))
+		}
+	}
+	return args, nil
+}
+
+func runAll(ctx context.Context, h *bench.Harness, all []bench.Scenario, pick *regexp.Regexp) error {
 	for _, sc := range all {
+		if !pick.MatchString(sc.Name) {
+			continue
+		}
 		if _, err := h.Run(ctx, sc); err != nil {
 			return err
 		}

@@ -1,0 +1,153 @@
+package merkle
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"hash"
+	"math/rand/v2"
+	"sync"
+	"testing"
+
+	"github.com/cespare/xxhash/v2"
+	simd "github.com/minio/sha256-simd"
+	"github.com/zeebo/blake3"
+	"golang.org/x/sys/cpu"
+)
+
+// What each hash does on one core, for docs/decisions/0002-hashes.md:
+//
+//	go test -run '^$' -bench 'Hash|Leaf$|Node|IsZero|Server' -cpu 1 ./merkle
+func BenchmarkHash(b *testing.B) {
+	var out [64]byte
+	oneStream := func(h hash.Hash) func([]byte) {
+		return func(p []byte) {
+			h.Reset()
+			_, _ = h.Write(p)
+			h.Sum(out[:0])
+		}
+	}
+	gmac, nonce := newGMAC(Key{1}), make([]byte, 12)
+	keyed, err := blake3.NewKeyed(make([]byte, 32))
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, h := range []struct {
+		name string
+		sum  func(p []byte)
+	}{
+		{"sha256-std", oneStream(sha256.New())},
+		{"sha256-simd", oneStream(simd.New())},
+		{"blake3-zeebo", oneStream(keyed)},
+		{"gmac", func(p []byte) { gmac.Seal(out[:0], nonce, nil, p) }},
+		{"xxhash64", func(p []byte) { _ = xxhash.Sum64(p) }},
+	} {
+		for _, kib := range []int{4, 16, 64} {
+			b.Run(fmt.Sprintf("%s/%dKiB", h.name, kib), func(b *testing.B) {
+				p := randomBytes(kib << 10)
+				b.SetBytes(int64(len(p)))
+				b.ReportAllocs()
+				for b.Loop() {
+					h.sum(p)
+				}
+			})
+		}
+	}
+}
+
+func randomBytes(n int) []byte {
+	rng := rand.New(rand.NewPCG(1, 1))
+	p := make([]byte, n)
+	for i := range p {
+		p[i] = byte(rng.Uint32())
+	}
+	return p
+}
+
+// Hasher.Leaf against the hash alone: the difference is what the tree costs.
+func BenchmarkLeaf(b *testing.B) {
+	for _, a := range []Algorithm{SHA256, BLAKE3, GMAC} {
+		for _, kib := range []int64{4, 64} {
+			s := Shape{Size: 1 << 30, Leaf: kib << 10, Algorithm: a}
+			h := newHasher(s, testKey)
+			late := make([]byte, s.Leaf) // the scan for zeroes goes to the end
+			late[len(late)-1] = 1
+			for _, c := range []struct {
+				name string
+				data []byte
+			}{{"data", randomBytes(int(s.Leaf))}, {"zero-but-last", late}, {"zero", make([]byte, s.Leaf)}} {
+				b.Run(fmt.Sprintf("%v/%dKiB/%s", a, kib, c.name), func(b *testing.B) {
+					b.SetBytes(s.Leaf)
+					b.ReportAllocs()
+					for b.Loop() {
+						h.Leaf(c.data)
+					}
+				})
+			}
+		}
+	}
+}
+
+func BenchmarkNode(b *testing.B) {
+	for _, a := range []Algorithm{SHA256, BLAKE3} {
+		b.Run(a.String(), func(b *testing.B) {
+			h := newHasher(Shape{Size: 1 << 30, Leaf: DefaultLeaf, Algorithm: a}, Key{})
+			group := make([]Hash, FanOut)
+			b.SetBytes(FanOut * HashSize)
+			b.ReportAllocs()
+			for b.Loop() {
+				group[0] = h.Node(1, group)
+			}
+		})
+	}
+}
+
+func BenchmarkIsZero(b *testing.B) {
+	for _, size := range []int{4 << 10, 64 << 10, 64 << 20} {
+		b.Run(fmt.Sprintf("%dKiB", size>>10), func(b *testing.B) {
+			p := make([]byte, size)
+			b.SetBytes(int64(size))
+			b.ReportAllocs()
+			for b.Loop() {
+				if !IsZero(p) {
+					b.Fatal("not zero")
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkServer feeds the sixteen lanes of one AVX-512 server. It hashes on one
+// goroutine; the others only wait for it. It is the last in this file because
+// the server cannot be stopped, and polls and allocates for ever after.
+func BenchmarkServer(b *testing.B) {
+	for _, kib := range []int{4, 16, 64} {
+		b.Run(fmt.Sprintf("sha256-simd-avx512/%dKiB", kib), func(b *testing.B) { benchServer(b, kib<<10) })
+	}
+}
+
+func benchServer(b *testing.B, size int) {
+	if !cpu.X86.HasAVX512F || !cpu.X86.HasAVX512BW || !cpu.X86.HasAVX512VL || !cpu.X86.HasAVX512DQ {
+		b.Skip("processor without AVX-512")
+	}
+	const lanes = 16
+	server := simd.NewAvx512Server()
+	b.SetBytes(int64(size))
+	b.ReportAllocs()
+	var wg sync.WaitGroup
+	work := make(chan struct{}, lanes)
+	for range lanes {
+		wg.Go(func() {
+			h, p := simd.NewAvx512(server), randomBytes(size)
+			for range work {
+				h.Reset()
+				_, _ = h.Write(p)
+				h.Sum(nil)
+			}
+		})
+	}
+	for b.Loop() {
+		work <- struct{}{}
+	}
+	close(work)
+	wg.Wait()
+}
