@@ -103,9 +103,7 @@ func digestHere(ctx context.Context, s Side, path string, o Options) (*Report, e
 	if o.Events.Plan != nil {
 		o.Events.Plan(Plan{Rung: RungMerkle, Reason: r.Reason, Volume: shape.Size, Candidates: r.CandidateBytes})
 	}
-	var done atomic.Int64
-	opts.Progress = func(n int64) { done.Add(n) }
-	f, err := buildTold(ctx, vol, shape, path, opts, o.Events, &done)
+	f, err := buildTold(ctx, vol, shape, &tree{path: path, o: opts, tell: o.Events.Progress})
 	if err != nil {
 		return nil, err
 	}
@@ -119,21 +117,30 @@ func digestHere(ctx context.Context, s Side, path string, o Options) (*Report, e
 	return r, nil
 }
 
+// A tree is one to be built, and whom to tell how far it is.
+type tree struct {
+	path string
+	o    merkle.Options
+	tell func(Progress)
+	done atomic.Int64
+}
+
 // buildTold is merkle.Build with progress told.
-func buildTold(ctx context.Context, vol *meter, shape merkle.Shape, path string, o merkle.Options, e Events, done *atomic.Int64) (*merkle.File, error) {
+func buildTold(ctx context.Context, vol *meter, shape merkle.Shape, t *tree) (*merkle.File, error) {
 	began := time.Now()
+	t.o.Progress = func(n int64) { t.done.Add(n) }
 	var file *merkle.File
 	end := make(chan struct{})
 	var g errgroup.Group
 	g.Go(func() error {
 		defer close(end)
 		var err error
-		file, _, err = merkle.Build(ctx, vol, shape, path, o)
+		file, _, err = merkle.Build(ctx, vol, shape, t.path, t.o)
 		return err
 	})
 	g.Go(func() error {
-		ticking(ctx, end, e.Progress, func() Progress {
-			return Progress{Phase: "transfer", Done: done.Load(), Total: shape.Size, Elapsed: time.Since(began)}
+		ticking(ctx, end, t.tell, func() Progress {
+			return Progress{Phase: "transfer", Done: t.done.Load(), Total: shape.Size, Elapsed: time.Since(began)}
 		})
 		return nil
 	})

@@ -19,6 +19,7 @@ type RefusedError struct {
 	cause error // of the system, if there was one
 }
 
+// Error returns the volume, the reason and the next step.
 func (e *RefusedError) Error() string {
 	return fmt.Sprintf("refused %s: %s; %s", e.Volume, e.Reason, e.Next)
 }

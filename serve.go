@@ -143,45 +143,56 @@ func (s *Server) session(ctx context.Context, c *transport.Conn, open message.Op
 	if err := c.Send(kindOpened, opened.Append(nil)); err != nil {
 		return err
 	}
+	v := visit{conn: c, open: open, side: served.Side, join: m.stream(s), o: o}
 	if open.Role == roleTarget {
-		return s.serveTarget(ctx, c, served.Side, m, open.Write, o)
+		return v.target(ctx)
 	}
-	return s.serveSource(ctx, c, served.Side, m, open.Session, o)
+	return v.source(ctx)
 }
 
-func (s *Server) serveTarget(ctx context.Context, c *transport.Conn, side Side, m *meeting, write bool, o Options) error {
-	t, err := newTargetOver(ctx, side, o, []*transport.Conn{c}, write)
+// A visit is a session a server plays a part in.
+type visit struct {
+	conn *transport.Conn
+	open message.Open
+	side Side
+	join joiner
+	o    Options
+}
+
+func (v *visit) target(ctx context.Context) error {
+	t, err := newTargetOver(ctx, v.side, v.o, []*transport.Conn{v.conn}, v.open.Write)
 	if err != nil {
 		return err
 	}
-	t.join = m.stream(s)
+	t.join = v.join
 	_, err = t.run(ctx)
 	return errors.Join(err, t.close())
 }
 
-func (s *Server) serveSource(ctx context.Context, c *transport.Conn, side Side, m *meeting, session [16]byte, o Options) error {
+func (v *visit) source(ctx context.Context) error {
 	var task message.Task
-	if err := expectOn(c, kindTask, &task); err != nil {
+	if err := expectOn(v.conn, kindTask, &task); err != nil {
 		return err
 	}
-	o, err := taskOptions(task, o)
+	o, err := taskOptions(task, v.o)
 	if err != nil {
 		return err
 	}
+	side := v.side
 	if task.Dirty {
-		if side.Dirty, err = readDirty(c, side.Volume.Size()); err != nil {
+		if side.Dirty, err = readDirty(v.conn, side.Volume.Size()); err != nil {
 			return err
 		}
 	}
-	conns := []*transport.Conn{c}
+	conns := []*transport.Conn{v.conn}
 	for i := 1; i < o.Streams; i++ {
-		next, err := m.stream(s)(ctx, i, o.Timeout)
+		next, err := v.join(ctx, i, o.Timeout)
 		if err != nil {
 			return errors.Join(err, closeAll(conns))
 		}
 		conns = append(conns, next)
 	}
-	j := job{mode: mode(task.Mode), session: session, o: o}
+	j := job{mode: mode(task.Mode), session: v.open.Session, o: o}
 	src, err := j.sourceOver(ctx, side, Side{}, conns)
 	if err != nil {
 		return errors.Join(err, closeAll(conns[1:]))

@@ -249,7 +249,7 @@ func TestChooserPipe(t *testing.T) {
 			}
 			check(t, err)
 			f.Release()
-			time.Sleep(100 * time.Millisecond)
+			<-time.After(100 * time.Millisecond)
 		}
 		check(t, <-done)
 		if s := ch.Stats(); s.Level != "none" || s.Levels[0].Raw != 50*MaxRaw || s.Link != 0 {

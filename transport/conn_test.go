@@ -45,7 +45,7 @@ func TestKeepAlive(t *testing.T) {
 				errs <- err
 			}()
 		}
-		time.Sleep(time.Hour) // of the bubble's clock
+		<-time.After(time.Hour) // of the bubble's clock
 		select {
 		case err := <-errs:
 			t.Fatalf("an idle connection ended: %v", err)
@@ -70,7 +70,7 @@ func TestPong(t *testing.T) {
 		for _, c := range []*Conn{a, b} {
 			go func() { _, err := c.Read(); errs <- err }()
 		}
-		time.Sleep(10 * time.Minute)
+		<-time.After(10 * time.Minute)
 		if got, want := b.Stats().FramesOut, a.Stats().FramesOut; got != want || got < 119 {
 			t.Errorf("%d pongs to %d pings", got, want)
 		}
@@ -151,7 +151,7 @@ func TestSlowIsNotSilent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := pair(t, Options{Limit: 20 << 10, KeepAlive: -1}, Options{Timeout: 2 * time.Second}, nil)
 		go a.Send(13, text(MaxRaw)) // 51 s
-		time.Sleep(time.Minute)     // nobody reads
+		<-time.After(time.Minute)   // nobody reads
 		f, err := b.Read()
 		check(t, err)
 		f.Release()
@@ -172,7 +172,7 @@ func TestLimit(t *testing.T) {
 			if took := time.Since(w.began); took > want+want/50 || took < want-want/50-20*time.Millisecond {
 				t.Errorf("%d bytes at %d bytes/s took %v, want %v", n, limit, took, want)
 			}
-			time.Sleep(time.Minute) // saves up nothing
+			<-time.After(time.Minute) // saves up nothing
 			w.began, w.n = time.Now(), 0
 			check(t, c.Send(1, make([]byte, min(limit, MaxRaw))))
 			if w.excess > max(64<<10, limit/100) {
@@ -235,7 +235,7 @@ func TestCloseEnds(t *testing.T) {
 func TestBothBlocked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := pair(t, Options{KeepAlive: time.Second}, Options{KeepAlive: time.Second}, nil)
-		time.Sleep(10 * time.Second)
+		<-time.After(10 * time.Second)
 		var g sync.WaitGroup
 		for _, c := range []*Conn{a, b} {
 			g.Go(func() {
@@ -246,7 +246,7 @@ func TestBothBlocked(t *testing.T) {
 				}
 			})
 		}
-		time.Sleep(20 * time.Second)
+		<-time.After(20 * time.Second)
 		for _, c := range []*Conn{a, b} {
 			g.Go(func() {
 				for range 20 {
