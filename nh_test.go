@@ -3,6 +3,8 @@ package failback
 import (
 	"crypto/rand"
 	"fmt"
+	"os"
+	"strings"
 	"testing"
 )
 
@@ -100,6 +102,26 @@ func TestTags(t *testing.T) {
 	}
 	if other.piece(0, msg) == a.piece(0, msg) {
 		t.Error("the same tag under another key")
+	}
+}
+
+// TestTagVector holds the digest to the one that docs/PROTOCOL.md gives.
+func TestTagVector(t *testing.T) {
+	tg, err := newTagger(sessionKey([16]byte{1}, [16]byte{2}, [16]byte{3}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 512)
+	for i := range b {
+		b[i] = byte(i)
+	}
+	got := fmt.Sprintf("%x", tg.piece(4096, b))
+	page, err := os.ReadFile("docs/PROTOCOL.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(page), "`"+got+"`") {
+		t.Errorf("digest %s is not the one docs/PROTOCOL.md gives", got)
 	}
 }
 
