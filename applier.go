@@ -59,6 +59,7 @@ type generation struct {
 	mu       sync.Mutex
 	pending  int // frames not yet written, and barriers not yet come
 	records  []record
+	kept     int // bytes of records
 	complete chan struct{}
 }
 
@@ -68,13 +69,24 @@ type record struct {
 	sums  []byte // 16 bytes a piece; nil: zeroes
 }
 
+// maxJobs is how many frames wait for a writer. A compressed frame takes little
+// of the window and up to 1.2 MiB of memory: the window alone does not bound it.
+const maxJobs = 16
+
+// maxKept bounds what is remembered of a generation, bytes. A source that sets
+// its barriers in time stays below a third of it.
+const maxKept = 32 << 20
+
+// kept is what a record takes of maxKept.
+func (r *record) kept() int { return 96 + 16*len(r.spans) + len(r.sums) }
+
 type writeJob struct {
 	frame *transport.Frame
 	gen   *generation
 }
 
 func newApplier(streams int) *applier {
-	a := &applier{jobs: make(chan writeJob, 256), turns: make(chan *generation, 8), over: make(chan struct{})}
+	a := &applier{jobs: make(chan writeJob, maxJobs), turns: make(chan *generation, maxUnacked), over: make(chan struct{})}
 	a.newest = newGeneration(1, streams)
 	a.streams = make([]inflow, streams)
 	for i := range a.streams {
@@ -87,16 +99,24 @@ func newGeneration(id uint64, streams int) *generation {
 	return &generation{id: id, pending: streams, complete: make(chan struct{})}
 }
 
-// settle takes n off what the generation waits for.
-func (g *generation) settle(n int, r *record) {
+// settle takes one off what the generation waits for.
+func (g *generation) settle() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if r != nil {
-		g.records = append(g.records, *r)
-	}
-	if g.pending -= n; g.pending == 0 {
+	if g.pending--; g.pending == 0 {
 		close(g.complete)
 	}
+}
+
+// keep notes what is to be read back.
+func (g *generation) keep(r *record) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.kept += r.kept(); g.kept > maxKept {
+		return protocolf("more than %d bytes to remember of what came without a barrier", maxKept)
+	}
+	g.records = append(g.records, *r)
+	return nil
 }
 
 // run writes, syncs and acknowledges until the final generation is done.
@@ -162,7 +182,7 @@ func (a *applier) barrier(stream int, m message.Barrier) error {
 		return protocolf("barrier %d is final on one stream only", m.ID)
 	}
 	in.gen, in.final = gen.next, m.Final
-	gen.settle(1, nil)
+	gen.settle()
 	return nil
 }
 
@@ -177,6 +197,9 @@ func (a *applier) write(ctx context.Context) error {
 			c := cost(j.frame)
 			r, err := w.apply(ctx, j.frame)
 			j.frame.Release()
+			if err == nil {
+				err = j.gen.keep(r)
+			}
 			if err != nil {
 				return err
 			}
@@ -184,7 +207,7 @@ func (a *applier) write(ctx context.Context) error {
 			if err := a.giveBack(c); err != nil {
 				return err
 			}
-			j.gen.settle(1, r)
+			j.gen.settle()
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -212,7 +235,9 @@ func (a *applier) commit(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		if len(gen.records) > 0 {
+		// The last time also with nothing written: what was found equal may have
+		// been written by a session that was cut before it came to this.
+		if len(gen.records) > 0 || gen.final {
 			if err := a.vol.sync(); err != nil {
 				return err
 			}
@@ -243,10 +268,10 @@ func (a *applier) verify(ctx context.Context, gen *generation) error {
 			if err != nil {
 				return err
 			}
-			buf := getBuf(unitBytes)
+			buf := getBuf(chunkBytes)
 			defer buf.put()
 			for i := next.Add(1) - 1; i < int64(len(gen.records)) && ctx.Err() == nil; i = next.Add(1) - 1 {
-				if err := a.verifyRecord(t, &gen.records[i], buf.b, &wrong); err != nil {
+				if err := a.verifyRecord(ctx, t, &gen.records[i], buf.b, &wrong); err != nil {
 					return err
 				}
 			}
@@ -262,10 +287,13 @@ func (a *applier) verify(ctx context.Context, gen *generation) error {
 	return nil
 }
 
-func (a *applier) verifyRecord(t *tagger, r *record, buf []byte, wrong *extentList) error {
+func (a *applier) verifyRecord(ctx context.Context, t *tagger, r *record, buf []byte, wrong *extentList) error {
 	sums := r.sums
 	for _, span := range r.spans {
 		for off := span.Off; off < span.End; {
+			if err := ctx.Err(); err != nil {
+				return err // a span of zeroes may be as long as the volume
+			}
 			b := buf[:min(int64(len(buf)), span.End-off)]
 			if err := a.vol.readMedium(b, off); err != nil {
 				return err
@@ -325,12 +353,23 @@ func (w *writer) apply(ctx context.Context, f *transport.Frame) (*record, error)
 // with zeroes, which takes no new space where something else lay before.
 const punchBytes = 64 << 10
 
+// clearStep is how much is zeroed between two looks at whether to go on.
+const clearStep = 1 << 30
+
 func (w *writer) clear(ctx context.Context, x message.Extent) error {
 	n := x.End - x.Off
-	if n >= punchBytes || w.a.sparing {
-		return w.a.vol.zeroAt(ctx, x.Off, n)
+	if n < punchBytes && !w.a.sparing {
+		return w.a.vol.writeAt(zeroes()[:n], x.Off)
 	}
-	return w.a.vol.writeAt(zeroes()[:n], x.Off)
+	for off := x.Off; off < x.End; off += clearStep {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := w.a.vol.zeroAt(ctx, off, min(clearStep, x.End-off)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (w *writer) applyData(f *transport.Frame) (*record, error) {

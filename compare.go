@@ -39,9 +39,13 @@ type comparison struct {
 	settled func(bytes int64)
 
 	slots chan struct{}
+	// ahead holds an element for each unit handed out since the last release,
+	// where the target sends nothing that would keep the source back; else nil.
+	ahead chan struct{}
 	jobs  chan *entry
 	asks  chan *entry
 	freed chan struct{} // cap 1: low has moved
+	over  chan struct{} // closed when the last unit is finished
 
 	mu        sync.Mutex
 	table     map[int64]*entry
@@ -77,6 +81,8 @@ type sink interface {
 	differ(ctx context.Context, e *entry) error
 	// flush is called once, when no more will come.
 	flush(ctx context.Context) error
+	// close gives back what the sink holds. It is called however it ended.
+	close()
 }
 
 // A scanFunc makes a unit's own digests, and keeps its content in e.buf if that
@@ -87,7 +93,7 @@ func newComparison(l *layout, digest int, slots int) *comparison {
 	return &comparison{
 		layout: l, size: digest,
 		slots: make(chan struct{}, slots), jobs: make(chan *entry, slots), asks: make(chan *entry, slots),
-		freed: make(chan struct{}, 1),
+		freed: make(chan struct{}, 1), over: make(chan struct{}),
 		table: make(map[int64]*entry), finished: make(map[int64]struct{}),
 	}
 }
@@ -110,10 +116,8 @@ func (c *comparison) run(ctx context.Context, scans []scanFunc, sinks []sink) er
 
 func (c *comparison) scan(ctx context.Context, w *walker, scan scanFunc) error {
 	for {
-		select {
-		case c.slots <- struct{}{}:
-		case <-ctx.Done():
-			return ctx.Err()
+		if err := c.room(ctx); err != nil {
+			return err
 		}
 		e := c.issue(w)
 		if e == nil {
@@ -126,6 +130,24 @@ func (c *comparison) scan(ctx context.Context, w *walker, scan scanFunc) error {
 		if err := c.meet(e, func() { e.scanned = true }); err != nil {
 			return err
 		}
+	}
+}
+
+// room waits until one more unit may be under way.
+func (c *comparison) room(ctx context.Context) error {
+	if c.ahead != nil {
+		select {
+		case c.ahead <- struct{}{}:
+		case <-c.over: // the walk found its end: there is nothing to wait for
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	select {
+	case c.slots <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 
@@ -152,6 +174,9 @@ func (c *comparison) issue(w *walker) *entry {
 
 // deliver takes the target's digests of a unit. They are copied.
 func (c *comparison) deliver(index int64, digests []byte) error {
+	if most := c.layout.maxUnit() / c.layout.grain(); int64(len(digests)) > most*int64(c.size) {
+		return protocolf("%d bytes of digests for unit %d, of at most %d digests", len(digests), index, most)
+	}
 	c.mu.Lock()
 	if c.closed {
 		c.mu.Unlock()
@@ -246,6 +271,7 @@ func (c *comparison) deliverPieces(index int64, leaves uint64, tags []tag) error
 
 // drain feeds one sink.
 func (c *comparison) drain(ctx context.Context, s sink) error {
+	defer s.close()
 	for {
 		select {
 		case e, ok := <-c.jobs:
@@ -301,6 +327,7 @@ func (c *comparison) closeIfDone() {
 		c.closed = true
 		close(c.jobs)
 		close(c.asks)
+		close(c.over)
 	}
 }
 
@@ -329,9 +356,13 @@ func (c *comparison) talk(ctx context.Context) error {
 			if low == told {
 				continue // two notes of the same move
 			}
-			told = low
 			if err := c.release(low); err != nil {
 				return err
+			}
+			for ; told < low; told++ {
+				if c.ahead != nil {
+					<-c.ahead
+				}
 			}
 		case <-ctx.Done():
 			return ctx.Err()

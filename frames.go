@@ -130,6 +130,15 @@ func (r *extentReader) add(p []byte) (bool, error) {
 	return m.Last, nil
 }
 
+// layout is the walk over a list of candidates, which are whole grains.
+func (r *extentReader) layout(leaf int64) (*layout, error) {
+	l := newLayout(r.size, leaf, r.list)
+	if len(l.candidates) != len(r.list) || cbt.Total(l.candidates) != cbt.Total(r.list) {
+		return nil, protocolf("candidates are not aligned to %d bytes", l.grain())
+	}
+	return l, nil
+}
+
 func (s *source) expectExtents(ctx context.Context, purpose uint8, size int64) ([]cbt.Extent, error) {
 	r := extentReader{purpose: purpose, size: size}
 	for {
@@ -180,6 +189,7 @@ func codeOf(err error) message.Code {
 	var usage *UsageError
 	var verify *VerifyError
 	var said *PeerError
+	var malformed *message.ErrMalformed
 	switch {
 	case errors.As(err, &said):
 		return said.Code
@@ -191,7 +201,7 @@ func codeOf(err error) message.Code {
 		return message.CodeVerification
 	case errors.Is(err, transport.ErrCorrupt), errors.Is(err, merkle.ErrCorrupt), errors.Is(err, cbt.ErrCorrupt):
 		return message.CodeCorrupt
-	case errors.Is(err, ErrProtocol):
+	case errors.Is(err, ErrProtocol), errors.Is(err, transport.ErrCredit), errors.As(err, &malformed):
 		return message.CodeProtocol
 	case errors.Is(err, context.Canceled):
 		return message.CodeCancelled

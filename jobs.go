@@ -22,6 +22,11 @@ import (
 // medium does not hold what was written; any other error that the target may
 // hold a part of the change: run Sync again.
 func Sync(ctx context.Context, source, target Side, o Options) (*Report, error) {
+	for _, s := range []Side{source, target} {
+		if s.treeOnly() {
+			return nil, usagef("%s is a digest: there is nothing in it to copy, and nowhere to copy to", s.Tree)
+		}
+	}
 	return between(ctx, modeSync, source, target, o)
 }
 
@@ -47,6 +52,8 @@ func (s Side) check() error {
 		return usagef("%s: a volume at hand and one at a peer cannot be the same side", s.label())
 	case s.Volume == nil && s.Dial == nil && s.Tree == "":
 		return usagef("%s: neither a volume, nor a way to reach one, nor a tree", s.label())
+	case s.Volume != nil && (s.Volume.Size() <= 0 || s.Volume.Size()%512 != 0):
+		return usagef("%s has %d bytes: a volume is a positive multiple of 512", s.label(), s.Volume.Size())
 	case s.Dial != nil && s.Tree != "" && s.Dirty == nil && !s.TrustTree:
 		return &RefusedError{Volume: s.label(),
 			Reason: fmt.Sprintf("nothing says what was written since its tree %s was made", s.Tree),
@@ -162,7 +169,7 @@ func (j *job) pull(ctx context.Context, a, b Side) (*Report, error) {
 	if err != nil {
 		return nil, errors.Join(err, far.close())
 	}
-	if err := j.assign(far, a, volumeInfo(position{name: t.name, size: t.vol.v.Size()}, t.vol)); err != nil {
+	if err := j.assign(ctx, far, a, Side{}, volumeInfo(position{name: t.name, size: t.vol.v.Size()}, t.vol)); err != nil {
 		return nil, errors.Join(err, far.close(), t.close())
 	}
 	report, err := t.run(ctx)
@@ -195,7 +202,11 @@ func (j *job) sourceOver(ctx context.Context, a, b Side, conns []*transport.Conn
 	if s.tree, err = openKept(ctx, a, s.vol); err != nil {
 		return nil, err
 	}
-	if b.Tree != "" && b.Dial != nil {
+	switch {
+	case b.Dial == nil: // it tells us itself
+	case b.Tree == "":
+		s.peerDirty = b.Dirty
+	default:
 		s.peer, err = openKept(ctx, Side{Tree: b.Tree, Dirty: b.Dirty, Name: b.Name}, nil)
 	}
 	if err != nil {
@@ -261,17 +272,25 @@ func compareTrees(ctx context.Context, a, b Side) (*Report, error) {
 }
 
 func diffTrees(ctx context.Context, x, y *kept) (*Report, error) {
-	ranges, _, err := merkle.Diff(ctx, x.file, y.file)
+	var found extentList
+	divergent := int64(0)
+	_, err := merkle.DiffEach(ctx, x.file, y.file, func(r merkle.Range) error {
+		e := x.facts.extent(r)
+		divergent += e.Len()
+		found.add(e)
+		return nil
+	})
 	if err != nil {
 		return nil, fmt.Errorf("compare trees: %w", err)
 	}
 	r := &Report{Schema: SchemaCompare, Result: ResultEqual, Rung: RungMerkle.String(),
 		Reason: "two kept trees: their volumes are not read", VolumeBytes: x.facts.size, Codec: map[string]int64{}}
-	for _, g := range ranges {
-		r.Extents = append(r.Extents, cbt.Extent{Off: g.First * x.facts.leaf, End: min(g.End*x.facts.leaf, x.facts.size)})
-	}
-	r.Extents = cbt.Normalize(r.Extents)
-	r.CandidateBytes, r.DivergentBytes = x.facts.size, cbt.Total(r.Extents)
+	list, coarse := found.result()
+	// What was written since is equal to nothing: there is no volume to read it from.
+	unknown := cbt.Align(cbt.Union(x.dirty, y.dirty), x.facts.leaf, x.facts.size)
+	r.DivergentBytes = divergent + cbt.Total(cbt.Subtract(unknown, list))
+	r.Extents, r.Coarse = cbt.Coarsen(cbt.Union(list, unknown), maxExtents), coarse
+	r.CandidateBytes = x.facts.size
 	if r.DivergentBytes > 0 {
 		r.Result = ResultDifferent
 	}

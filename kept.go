@@ -129,9 +129,7 @@ type remoteTree struct {
 
 var _ merkle.NodeReader = (*remoteTree)(nil)
 
-func (r *remoteTree) Shape() merkle.Shape {
-	return merkle.Shape{Size: r.facts.size, Leaf: r.facts.leaf, Algorithm: r.facts.algorithm}
-}
+func (r *remoteTree) Shape() merkle.Shape { return r.facts.shape() }
 
 func (r *remoteTree) Root(context.Context) (merkle.Hash, error) { return r.facts.root, nil }
 

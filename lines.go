@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
+	"os"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -24,7 +27,7 @@ import (
 type lines struct {
 	control *transport.Conn
 	cancel  context.CancelCauseFunc
-	cause   atomic.Pointer[error] // what a frame of the peer's led to
+	heard   atomic.Pointer[error] // what the peer said it met
 	ended   chan struct{}         // closed when the session came to its end
 	drained chan struct{}         // closed when the control link has been read to its end
 	parting atomic.Bool           // our Bye is on its way: the peer may close further streams
@@ -47,14 +50,29 @@ func attend(ctx context.Context, control *transport.Conn) (*lines, *errgroup.Gro
 	return l, g, gctx
 }
 
-// wait returns when every goroutine has: the first error, or nil.
-func (l *lines) wait(g *errgroup.Group) error {
+// wait returns when every goroutine of g has, which live under ctx: why the
+// first of them failed, or nil. Whoever came after only noticed that ctx had ended.
+func (l *lines) wait(ctx context.Context, g *errgroup.Group) error {
 	err := g.Wait()
+	if err != nil {
+		err = context.Cause(ctx)
+	}
 	l.cancel(err)
-	if cause := l.cause.Load(); cause != nil {
-		return *cause // the others only noticed that ctx had ended
+	if heard := l.heard.Load(); heard != nil && cut(err) {
+		return *heard
 	}
 	return err
+}
+
+// cut reports whether err says no more than that a connection is gone. The peer
+// may have said why.
+func cut(err error) bool {
+	for _, e := range []error{os.ErrClosed, io.ErrClosedPipe, net.ErrClosed, syscall.EPIPE, syscall.ECONNRESET} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // part waits for the session's end and closes the control link.
@@ -123,11 +141,9 @@ func (l *lines) read(ctx context.Context, c *transport.Conn, take func(*transpor
 		}
 		if err != nil {
 			failed = err
-			if ctx.Err() == nil {
-				l.cause.Store(&err)
-				l.cancel(err)
-			}
+			l.cancel(err)
 			if !firsthand(err) {
+				l.heard.Store(&err)
 				return err
 			}
 		}

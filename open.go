@@ -60,7 +60,10 @@ func (j *job) dial(ctx context.Context, s Side, role, stream uint8, info *messag
 		*info = opened.Volume
 		info.Name = s.label()
 	}
-	if err != nil {
+	switch {
+	case ctx.Err() != nil: // what the connection says of that is only that it is closed
+		return nil, errors.Join(context.Cause(ctx), c.Close())
+	case err != nil:
 		return nil, errors.Join(fmt.Errorf("open %s: %w", s.label(), err), c.Close())
 	}
 	return c, nil
@@ -80,27 +83,39 @@ func (j *job) open(c *transport.Conn, m message.Open) (o message.Opened, err err
 	return o, nil
 }
 
-// assign tells a served source what to do. A map that is of neither volume is
-// refused here: the peer only gets its extents.
-func (j *job) assign(far *reached, a Side, target message.VolumeInfo) error {
+// assign tells a served source what to do. What was written on both sides goes
+// as one list; b is the target's side where its peer does not hear from us what
+// we know of it. A map that is of neither volume is refused here: the peer only
+// gets its extents.
+func (j *job) assign(ctx context.Context, far *reached, a, b Side, target message.VolumeInfo) error {
 	c := far.conns[0]
-	if a.Dirty != nil {
-		if err := mapFits(a.Dirty, far.info, target); err != nil {
+	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
+	defer stop()
+	var dirty []cbt.Extent
+	for _, m := range []*cbt.Map{a.Dirty, b.Dirty} {
+		if m == nil {
+			continue
+		}
+		if err := mapFits(m, far.info, target); err != nil {
 			return err
 		}
+		dirty = cbt.Union(dirty, m.Extents())
 	}
 	t := message.Task{
 		Mode: uint8(j.mode), Codec: j.o.Codec, Limit: j.o.Limit, Streams: uint8(j.o.Streams), Window: uint32(j.o.Window),
 		Leaf: uint32(j.o.Leaf), Verify: uint8(j.o.Verify), Seal: uint8(j.o.Seal), Rung: uint8(j.o.Rung),
-		AllowLarger: j.o.AllowLarger, DryRun: j.o.DryRun, Dirty: a.Dirty != nil,
+		AllowLarger: j.o.AllowLarger, DryRun: j.o.DryRun, Dirty: a.Dirty != nil || b.Dirty != nil,
 	}
-	if err := c.Send(kindTask, t.Append(nil)); err != nil {
-		return err
+	err := c.Send(kindTask, t.Append(nil))
+	if err == nil && t.Dirty {
+		// A map of a larger target reaches past the source, where nothing is compared.
+		dirty = cbt.Intersect(dirty, wholeOf(far.info.Size))
+		err = sendExtents(c, extentsDirty, cbt.Coarsen(dirty, maxListed))
 	}
-	if a.Dirty == nil {
-		return nil
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
 	}
-	return sendExtents(c, extentsDirty, cbt.Coarsen(a.Dirty.Extents(), maxListed))
+	return err
 }
 
 func closeAll(conns []*transport.Conn) error {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+	"sync"
 	"time"
 
 	"github.com/failback/failback/cbt"
@@ -71,7 +72,7 @@ type Options struct {
 	Codec       string           // auto (default), none, lz4, zstd-fast, zstd
 	Limit       int64            // bytes a second onto the link; 0: no limit
 	Streams     int              // connections for one session; default 1, at most 16
-	Window      int64            // bytes sent and not yet written by the target; default 16 MiB
+	Window      int64            // bytes sent and not yet written by the target; default 12 MiB
 	Workers     int              // goroutines that read and hash on each side; default 2 per processor, at least 4
 	KeepAlive   time.Duration    // default 5s
 	Timeout     time.Duration    // silence after which a peer is given up; default 30s
@@ -89,6 +90,26 @@ type Events struct {
 	Progress func(Progress)
 }
 
+// oneAtATime makes the calls wait for each other.
+func (e Events) oneAtATime() Events {
+	var mu sync.Mutex
+	if tell := e.Plan; tell != nil {
+		e.Plan = func(p Plan) {
+			mu.Lock()
+			defer mu.Unlock()
+			tell(p)
+		}
+	}
+	if tell := e.Progress; tell != nil {
+		e.Progress = func(p Progress) {
+			mu.Lock()
+			defer mu.Unlock()
+			tell(p)
+		}
+	}
+	return e
+}
+
 // Progress is how far a session is. Bytes.
 type Progress struct {
 	Phase     string        // "plan", "transfer", "flush", "verify", "seal"
@@ -102,7 +123,7 @@ type Progress struct {
 
 const (
 	defaultLeaf   = 64 << 10
-	defaultWindow = 16 << 20
+	defaultWindow = 12 << 20
 	maxStreams    = 16
 	minWindow     = 2 << 20
 	maxWindow     = 1 << 30
@@ -134,6 +155,10 @@ func (o Options) filled() (Options, error) {
 	if o.Timeout == 0 {
 		o.Timeout = 30 * time.Second
 	}
+	if o.KeepAlive == 0 && o.Timeout > 0 {
+		o.KeepAlive = min(5*time.Second, o.Timeout/3)
+	}
+	o.Events = o.Events.oneAtATime()
 	switch {
 	case o.Verify > VerifyFull:
 		return o, usagef("verify is %v: changed or full", o.Verify)
@@ -145,6 +170,10 @@ func (o Options) filled() (Options, error) {
 		return o, usagef("window of %d bytes: 2 MiB to 1 GiB", o.Window)
 	case o.Limit < 0:
 		return o, usagef("limit of %d bytes a second: 0 (none) or more", o.Limit)
+	case o.Seal != 0 && o.Seal != merkle.SHA256 && o.Seal != merkle.BLAKE3:
+		return o, usagef("seal with %v: sha256 or blake3", o.Seal)
+	case o.Hash != merkle.SHA256 && o.Hash != merkle.BLAKE3:
+		return o, usagef("hash with %v: sha256 or blake3", o.Hash)
 	case o.Workers < 1 || o.Workers > 256:
 		return o, usagef("%d workers: 1 to 256", o.Workers)
 	}

@@ -18,6 +18,10 @@ const frameCost = 64
 // and what a lost connection makes the next session compare again.
 const barrierBytes = 256 << 20
 
+// maxUnacked is how many barriers may be without an answer: the target reads
+// back more slowly than it writes, and remembers all that it has not.
+const maxUnacked = 8
+
 // An outlet is the source's end of the streams: it spreads data frames over
 // them, keeps to the target's window, and sets barriers.
 type outlet struct {
@@ -27,6 +31,12 @@ type outlet struct {
 	idle    chan *stream // streams that nobody writes to
 	streams []*stream
 
+	every   int64         // bytes from one barrier to the next
+	setting chan struct{} // holds one element while a barrier is set: they go out in order
+	unacked chan struct{} // holds one for each barrier that is not acknowledged
+
+	// mu guards what follows. The goroutine that reads the link takes it, so it
+	// is not held while anything is written.
 	mu    sync.Mutex
 	since int64  // payload bytes since the last barrier
 	next  uint64 // id of the next barrier
@@ -50,7 +60,10 @@ type sendStats struct {
 }
 
 func newOutlet(conns []*transport.Conn) *outlet {
-	o := &outlet{idle: make(chan *stream, len(conns)), next: 1}
+	o := &outlet{
+		idle: make(chan *stream, len(conns)), next: 1,
+		every: barrierBytes, setting: make(chan struct{}, 1), unacked: make(chan struct{}, maxUnacked),
+	}
 	for _, c := range conns {
 		s := &stream{conn: c}
 		o.streams = append(o.streams, s)
@@ -83,11 +96,12 @@ func (o *outlet) sendData(ctx context.Context, p *transport.Packet, head int) er
 	}
 	o.stats.raw.Add(raw)
 	o.stats.codec[p.Codec()].Add(raw)
-	return o.count(raw)
+	return o.count(ctx, raw)
 }
 
-// sendControlled sends a zero or discard frame under the same rules.
-func (o *outlet) sendControlled(ctx context.Context, m message.Message) error {
+// sendZero sends a frame of zeroes under the same rules. Towards the next
+// barrier a span counts as a piece: the target remembers as much of it.
+func (o *outlet) sendZero(ctx context.Context, m message.Zero) error {
 	payload := m.Append(nil)
 	if err := o.window.Load().Take(ctx, int64(len(payload))+frameCost); err != nil {
 		return err
@@ -95,7 +109,7 @@ func (o *outlet) sendControlled(ctx context.Context, m message.Message) error {
 	if err := o.on(ctx, func(s *stream) error { return s.conn.Send(m.Kind(), payload) }); err != nil {
 		return err
 	}
-	return o.count(int64(len(payload)))
+	return o.count(ctx, int64(len(m.Spans))*pieceSize)
 }
 
 func (o *outlet) on(ctx context.Context, send func(*stream) error) error {
@@ -112,38 +126,56 @@ func (o *outlet) on(ctx context.Context, send func(*stream) error) error {
 }
 
 // count sets a barrier when enough has been sent since the last.
-func (o *outlet) count(n int64) error {
+func (o *outlet) count(ctx context.Context, n int64) error {
 	o.mu.Lock()
 	o.since += n
-	due := o.since >= barrierBytes
+	due := o.since >= o.every
 	o.mu.Unlock()
 	if !due {
 		return nil
 	}
-	_, err := o.barrier(false)
-	return err
+	return o.barrier(ctx, false)
 }
 
-// barrier sends a barrier on every stream and returns its id. What was sent on
-// a stream before it belongs to it, whatever the other streams do meanwhile.
-func (o *outlet) barrier(final bool) (uint64, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.since < barrierBytes && !final {
-		return 0, nil // another goroutine has just set it
+// barrier sends a barrier on every stream, once few enough are unanswered. What
+// was sent on a stream before it belongs to it, whatever the other streams do
+// meanwhile. Whoever finds one due waits here, so that little more is sent.
+func (o *outlet) barrier(ctx context.Context, final bool) error {
+	select {
+	case o.setting <- struct{}{}:
+		defer func() { <-o.setting }()
+	case <-ctx.Done():
+		return ctx.Err()
 	}
+	if !final && !o.due() {
+		return nil // another goroutine has just set it
+	}
+	select {
+	case o.unacked <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	o.mu.Lock()
 	o.since = 0
 	id := o.next
 	o.next++
 	if final {
 		o.last = id
 	}
+	o.mu.Unlock()
 	for _, s := range o.streams {
 		if err := s.barrier(id, final); err != nil {
-			return 0, err
+			return err
 		}
 	}
-	return id, nil
+	return nil
+}
+
+// due reports whether enough has been sent since the last barrier.
+func (o *outlet) due() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.since >= o.every
 }
 
 func (s *stream) barrier(id uint64, final bool) error {
@@ -162,5 +194,6 @@ func (o *outlet) acked(m message.Ack) (bool, error) {
 		return false, protocolf("acknowledgement of barrier %d, %d were sent and %d acknowledged", m.ID, o.next-1, o.acks)
 	}
 	o.acks = m.ID
+	<-o.unacked
 	return m.ID == o.last, nil
 }

@@ -94,12 +94,14 @@ func grow(spans []message.Extent, x piece) bool {
 
 // flush implements sink.
 func (p *packer) flush(ctx context.Context) error {
-	defer p.find.close()
 	if err := p.flushData(ctx); err != nil {
 		return err
 	}
 	return p.flushZero(ctx)
 }
+
+// close implements sink.
+func (p *packer) close() { p.find.close() }
 
 func (p *packer) flushData(ctx context.Context) error {
 	if len(p.data.Spans) == 0 {
@@ -118,7 +120,7 @@ func (p *packer) flushZero(ctx context.Context) error {
 	if len(p.zero.Spans) == 0 {
 		return nil
 	}
-	err := p.out.sendControlled(ctx, p.zero)
+	err := p.out.sendZero(ctx, p.zero)
 	p.zero.Spans = p.zero.Spans[:0]
 	return err
 }

@@ -36,6 +36,15 @@ type treeFacts struct {
 	root      merkle.Hash
 }
 
+func (f *treeFacts) shape() merkle.Shape {
+	return merkle.Shape{Size: f.size, Leaf: f.leaf, Algorithm: f.algorithm}
+}
+
+// extent is what a range of leaves covers.
+func (f *treeFacts) extent(r merkle.Range) cbt.Extent {
+	return cbt.Extent{Off: r.First * f.leaf, End: min(r.End*f.leaf, f.size)}
+}
+
 // origin says where a side's digests come from. The numbers are on the wire
 // for the target's.
 type origin uint8
@@ -77,8 +86,7 @@ const (
 
 // comparable reports whether the trees of both sides can be held against each other.
 func treesComparable(a, b position) bool {
-	return a.tree != nil && b.tree != nil && a.tree.size == b.tree.size &&
-		a.tree.algorithm == b.tree.algorithm && a.tree.leaf == b.tree.leaf
+	return a.tree != nil && b.tree != nil && a.tree.shape() == b.tree.shape()
 }
 
 // plan decides what is looked at and why. It is a function of its arguments
@@ -98,7 +106,7 @@ func plan(source, target position, r request) (decision, error) {
 			return decision{}, &RefusedError{Volume: source.name, Reason: "rung exact needs a dirty map and there is none",
 				Next: "give the map, or leave the rung out"}
 		}
-		return planExact(source, target), nil
+		return planForced(source, target, r)
 	case RungMerkle:
 		// Asked for against what maps and trees say: only the volumes are believed.
 		source.mapped, source.tree = false, nil
@@ -114,11 +122,32 @@ func plan(source, target position, r request) (decision, error) {
 	return decision{}, usagef("rung %v cannot be forced", r.rung)
 }
 
+// planForced is the rung exact, asked for. A map that is kept beside a tree tells
+// what was written since that tree was made; it is exact only if the trees are equal.
+func planForced(source, target position, r request) (decision, error) {
+	for _, p := range []position{source, target} {
+		if !p.sinceTree() {
+			continue
+		}
+		if treesComparable(source, target) && r.treeDiff != nil && len(*r.treeDiff) == 0 && source.mapped && target.mapped {
+			return planTrees(source, target, nil), nil
+		}
+		return decision{}, &RefusedError{Volume: p.name,
+			Reason: "rung exact needs maps since both sides were equal, and its map is since its tree was made",
+			Next:   "leave the tree out if the map is since then, or leave the rung out"}
+	}
+	return planExact(source, target), nil
+}
+
+// sinceTree reports whether the map of p tells what was written since its tree
+// was made, and not since both sides were equal.
+func (p position) sinceTree() bool { return p.mapped && p.tree != nil }
+
 func planAuto(source, target position, r request) (decision, error) {
 	switch {
 	case treesComparable(source, target) && r.treeDiff != nil:
 		return planTrees(source, target, *r.treeDiff), nil
-	case (source.mapped && source.tree == nil) || (target.mapped && target.tree == nil):
+	case (source.mapped || target.mapped) && !source.sinceTree() && !target.sinceTree():
 		return planExact(source, target), nil
 	case source.tree != nil || target.tree != nil:
 		return planOneTree(source, target, r)

@@ -25,22 +25,25 @@ func (j *job) relay(ctx context.Context, a, b Side) (*Report, error) {
 	if err != nil {
 		return nil, errors.Join(err, target.close())
 	}
-	if err := j.assign(source, a, target.info); err != nil {
+	if err := j.assign(ctx, source, a, b, target.info); err != nil {
 		return nil, errors.Join(err, source.close(), target.close())
 	}
 	from, to := source.conns, target.conns
 	all := append(append([]*transport.Conn(nil), from...), to...)
 	r := relayed{plan: j.o.Events.Plan}
-	g, ctx := errgroup.WithContext(ctx)
-	stop := context.AfterFunc(ctx, func() { _ = closeAll(all) })
+	g, gctx := errgroup.WithContext(ctx)
+	stop := context.AfterFunc(gctx, func() { _ = closeAll(all) })
 	defer stop()
 	for i := range from {
-		g.Go(func() error { return r.over(from[i].Run(ctx)) })
-		g.Go(func() error { return r.over(to[i].Run(ctx)) })
+		g.Go(func() error { return r.over(from[i].Run(gctx)) })
+		g.Go(func() error { return r.over(to[i].Run(gctx)) })
 		g.Go(func() error { return r.stream(i, r.pass(from[i], to[i], i == 0)) })
 		g.Go(func() error { return r.stream(i, r.back(to[i], from[i], all)) })
 	}
 	if err := g.Wait(); err != nil {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx) // the links only say that they are closed
+		}
 		return nil, err
 	}
 	return r.report.decode()
@@ -85,8 +88,8 @@ func (r *relayed) pass(from, to *transport.Conn, control bool) error {
 		if kind == kindBye {
 			r.parted.Store(true)
 		}
-		if err == nil {
-			err = to.Forward(f)
+		if err == nil || kind == kindError {
+			err = errors.Join(err, to.Forward(f))
 		}
 		f.Release()
 		if err != nil || kind == kindBye {

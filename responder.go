@@ -30,7 +30,8 @@ type responder struct {
 	seal   *sealer // takes the digests too; nil: none
 	scans  int     // goroutines that read and hash
 
-	wants chan message.Want
+	wants  chan message.Want
+	walker *walker
 
 	mu      sync.Mutex
 	moved   *sync.Cond // low or stopped has changed
@@ -51,16 +52,23 @@ func (r *responder) prepare() {
 	r.moved = sync.NewCond(&r.mu)
 	r.held = make(map[int64]*held)
 	r.wants = make(chan message.Want, lookahead)
+	r.walker = r.layout.walk()
 }
 
 // run sends every digest and answers what is wanted until stop is called.
 func (r *responder) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	wake := context.AfterFunc(ctx, r.moved.Broadcast)
+	wake := context.AfterFunc(ctx, func() {
+		// With the lock: else it could come between a look at ctx and the wait.
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.moved.Broadcast()
+	})
 	defer wake()
-	w := r.layout.walk()
-	for range r.scans {
-		g.Go(func() error { return r.scan(ctx, w) })
+	if r.from != fromPeer {
+		for range r.scans {
+			g.Go(func() error { return r.scan(ctx) })
+		}
 	}
 	for range 2 {
 		g.Go(func() error { return r.answer(ctx) })
@@ -68,7 +76,7 @@ func (r *responder) run(ctx context.Context) error {
 	return g.Wait()
 }
 
-func (r *responder) scan(ctx context.Context, w *walker) error {
+func (r *responder) scan(ctx context.Context) error {
 	sc, err := newScanner(r.vol, r.layout, r.key, r.digest)
 	if err != nil {
 		return err
@@ -78,12 +86,9 @@ func (r *responder) scan(ctx context.Context, w *walker) error {
 	defer buf.put()
 	var payload []byte
 	for {
-		h, ok, err := r.next(ctx, w)
+		h, ok, err := r.next(ctx)
 		if !ok || err != nil {
 			return err
-		}
-		if r.from == fromPeer {
-			continue
 		}
 		got, err := r.digests(ctx, sc, h, buf.b)
 		if err != nil {
@@ -103,7 +108,7 @@ func (r *responder) scan(ctx context.Context, w *walker) error {
 }
 
 // next waits until the source has room for another unit and takes it.
-func (r *responder) next(ctx context.Context, w *walker) (*held, bool, error) {
+func (r *responder) next(ctx context.Context) (*held, bool, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for r.walked >= r.low+lookahead && !r.stopped {
@@ -115,14 +120,27 @@ func (r *responder) next(ctx context.Context, w *walker) (*held, bool, error) {
 	if err := ctx.Err(); err != nil || r.stopped {
 		return nil, false, err
 	}
-	u, ok := w.take()
+	h := r.hold()
+	return h, h != nil, nil
+}
+
+// hold takes the next unit, nil if there is none. r.mu is held.
+func (r *responder) hold() *held {
+	u, ok := r.walker.take()
 	if !ok {
-		return nil, false, nil
+		return nil
 	}
 	r.walked++
 	h := &held{unit: u}
 	r.held[u.index] = h
-	return h, true, nil
+	return h
+}
+
+// reach holds the units below end where no scan does, because the source has
+// their digests. r.mu is held.
+func (r *responder) reach(end int64) {
+	for r.from == fromPeer && r.walked < min(end, r.low+lookahead) && r.hold() != nil {
+	}
 }
 
 func (r *responder) digests(ctx context.Context, sc *scanner, h *held, buf []byte) (scanned, error) {
@@ -143,6 +161,7 @@ func (r *responder) digests(ctx context.Context, sc *scanner, h *held, buf []byt
 func (r *responder) release(low int64) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.reach(low)
 	if low <= r.low || low > r.walked {
 		return protocolf("release of units below %d, of %d sent and %d released", low, r.walked, r.low)
 	}
@@ -159,7 +178,9 @@ func (r *responder) release(low int64) error {
 func (r *responder) want(m message.Want) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	h := r.held[int64(min(m.Unit, 1<<62))]
+	unit := int64(min(m.Unit, 1<<62))
+	r.reach(unit + 1)
+	h := r.held[unit]
 	if h == nil || h.asked || r.stopped || r.layout.leaf == 0 || m.Leaves == 0 {
 		return protocolf("request for pieces of unit %d, which is not open to one", m.Unit)
 	}

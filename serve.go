@@ -48,8 +48,10 @@ type part struct {
 
 // A meeting is where the further streams of a session find it.
 type meeting struct {
-	streams []*transport.Conn // by number, from 1; nil: not come yet
-	come    chan struct{}     // one element for each that came; cap maxStreams
+	streams [maxStreams]*transport.Conn // by number, from 1; nil: not there yet, or taken
+	claimed [maxStreams]bool            // a connection has come for that number: there is no second
+	over    bool                        // the session has ended
+	come    chan struct{}               // holds one element once a stream is there
 }
 
 // NewServer returns a server. It starts nothing.
@@ -130,6 +132,9 @@ func (s *Server) session(ctx context.Context, c *transport.Conn, open message.Op
 	if served.Close != nil {
 		defer func() { err = errors.Join(err, served.Close()) }()
 	}
+	if served.Side.Volume == nil {
+		return &RefusedError{Volume: open.Volume, Reason: "the server found no volume behind that name", Next: "look at what it was told to serve"}
+	}
 	p := part{open.Session, open.Volume}
 	m, err := s.convene(p)
 	if err != nil {
@@ -180,7 +185,11 @@ func (v *visit) source(ctx context.Context) error {
 	}
 	side := v.side
 	if task.Dirty {
-		if side.Dirty, err = readDirty(v.conn, side.Volume.Size()); err != nil {
+		theirs, err := readDirty(v.conn, side.Volume.Size())
+		if err != nil {
+			return err
+		}
+		if side, err = side.since(theirs); err != nil {
 			return err
 		}
 	}
@@ -188,7 +197,7 @@ func (v *visit) source(ctx context.Context) error {
 	for i := 1; i < o.Streams; i++ {
 		next, err := v.join(ctx, i, o.Timeout)
 		if err != nil {
-			return errors.Join(err, closeAll(conns))
+			return errors.Join(err, closeAll(conns[1:]))
 		}
 		conns = append(conns, next)
 	}
@@ -236,15 +245,34 @@ func readDirty(c *transport.Conn, size int64) (*cbt.Map, error) {
 			return nil, err
 		}
 		if last {
-			return cbt.NewMap(size, cbt.BlockSize(size), func(yield func(cbt.Run) bool) {
-				for _, x := range r.list {
-					if !yield(cbt.Run{Extent: x, State: cbt.Dirty}) {
-						return
-					}
-				}
-			})
+			return mapOf(size, r.list)
 		}
 	}
+}
+
+// mapOf is the dirty map of a list of extents.
+func mapOf(size int64, list []cbt.Extent) (*cbt.Map, error) {
+	return cbt.NewMap(size, cbt.BlockSize(size), func(yield func(cbt.Run) bool) {
+		for _, x := range list {
+			if !yield(cbt.Run{Extent: x, State: cbt.Dirty}) {
+				return
+			}
+		}
+	})
+}
+
+// since is the side with what the peer says was written since both sides were
+// equal. That vouches for no tree, which was made at some other moment; what
+// our own map has besides is written since then too, or does no harm.
+func (s Side) since(m *cbt.Map) (Side, error) {
+	s.Tree, s.TrustTree = "", false
+	if s.Dirty == nil {
+		s.Dirty = m
+		return s, nil
+	}
+	all, err := mapOf(m.VolumeSize, cbt.Union(s.Dirty.Extents(), m.Extents()))
+	s.Dirty = all
+	return s, err
 }
 
 // expectOn reads one control frame of a connection that nobody else reads yet.
@@ -270,7 +298,7 @@ func (s *Server) convene(p part) (*meeting, error) {
 	if s.sessions[p] != nil {
 		return nil, protocolf("a session of this id is under way on volume %s", p.volume)
 	}
-	m := &meeting{streams: make([]*transport.Conn, maxStreams), come: make(chan struct{}, maxStreams)}
+	m := &meeting{come: make(chan struct{}, 1)}
 	s.sessions[p] = m
 	return m, nil
 }
@@ -280,6 +308,7 @@ func (s *Server) dissolve(p part, m *meeting) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.sessions, p)
+	m.over = true
 	for _, c := range m.streams {
 		if c != nil {
 			_ = c.Close()
@@ -287,24 +316,43 @@ func (s *Server) dissolve(p part, m *meeting) {
 	}
 }
 
-// join hands a connection to the session it belongs to.
+// join hands a connection to the session it belongs to. Nothing is written under
+// the lock: a peer that does not read would hold up every session.
 func (s *Server) join(c *transport.Conn, open message.Open) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	m := s.sessions[part{open.Session, open.Volume}]
-	if m == nil {
-		return protocolf("no session of this id is under way")
-	}
-	if int(open.Stream) >= maxStreams || m.streams[open.Stream] != nil {
-		return protocolf("stream %d has no place in the session", open.Stream)
+	m, err := s.claim(open)
+	if err != nil {
+		return err
 	}
 	opened := message.Opened{Version: message.Version, Volume: message.VolumeInfo{Size: 512, Align: 512}}
 	if err := c.Send(kindOpened, opened.Append(nil)); err != nil {
 		return err
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if m.over {
+		return protocolf("the session has ended")
+	}
 	m.streams[open.Stream] = c
-	m.come <- struct{}{}
+	select {
+	case m.come <- struct{}{}:
+	default: // whoever waits has not looked yet and will see this one too
+	}
 	return nil
+}
+
+// claim finds the place of a stream in its session.
+func (s *Server) claim(open message.Open) (*meeting, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m := s.sessions[part{open.Session, open.Volume}]
+	if m == nil {
+		return nil, protocolf("no session of this id is under way")
+	}
+	if int(open.Stream) >= maxStreams || m.claimed[open.Stream] {
+		return nil, protocolf("stream %d has no place in the session", open.Stream)
+	}
+	m.claimed[open.Stream] = true
+	return m, nil
 }
 
 // A joiner waits for stream i of a session.
@@ -312,8 +360,12 @@ type joiner func(ctx context.Context, i int, timeout time.Duration) (*transport.
 
 func (m *meeting) stream(s *Server) joiner {
 	return func(ctx context.Context, i int, timeout time.Duration) (*transport.Conn, error) {
-		late := time.NewTimer(timeout)
-		defer late.Stop()
+		var late <-chan time.Time // never, with a negative time-out
+		if timeout > 0 {
+			timer := time.NewTimer(timeout)
+			defer timer.Stop()
+			late = timer.C
+		}
 		for {
 			s.mu.Lock()
 			c := m.streams[i]
@@ -324,7 +376,7 @@ func (m *meeting) stream(s *Server) joiner {
 			}
 			select {
 			case <-m.come:
-			case <-late.C:
+			case <-late:
 				return nil, fmt.Errorf("stream %d did not come within %v", i, timeout)
 			case <-ctx.Done():
 				return nil, ctx.Err()

@@ -25,6 +25,8 @@ type source struct {
 	tree    *kept             // the source's kept tree
 	peer    *kept             // the target's kept tree, where it lies with the source
 	dirty   *cbt.Map
+	// peerDirty is the target's map, where the caller has it and no tree of it.
+	peerDirty *cbt.Map
 	// digestPath is where a digest leaves its tree, builder the tree under way.
 	digestPath string
 	builder    *merkle.Builder
@@ -78,9 +80,12 @@ func (s *source) run(ctx context.Context) (*Report, error) {
 	}
 	l, g, ctx := attend(ctx, s.links[0])
 	s.lines = l
-	for _, c := range s.links {
+	for i, c := range s.links {
 		l.keep(ctx, g, c, func(f *transport.Frame) (bool, error) {
 			defer f.Release()
+			if i > 0 {
+				return false, protocolf("frame of kind %d from the target on stream %d, where it has nothing to say", f.Kind, i)
+			}
 			return f.Kind == kindBye, s.take(ctx, f)
 		})
 	}
@@ -95,7 +100,7 @@ func (s *source) run(ctx context.Context) (*Report, error) {
 		}
 		return err
 	})
-	err := l.wait(g)
+	err := l.wait(ctx, g)
 	if s.builder != nil {
 		err = errors.Join(err, s.builder.Discard())
 	}
@@ -289,4 +294,12 @@ func (l *extentList) add(x cbt.Extent) {
 		l.coarse = true
 	}
 	l.list = append(l.list, x)
+}
+
+// result returns the normal list, and whether it covers more than was added.
+func (l *extentList) result() ([]cbt.Extent, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	x := cbt.Normalize(l.list)
+	return cbt.Coarsen(x, maxExtents), l.coarse || len(x) > maxExtents
 }

@@ -30,6 +30,9 @@ func (s *source) comparison(d decision) *comparison {
 	c := newComparison(d.layout(), digestSize(d.digest), s.slots(d.layout()))
 	c.settled = func(n int64) { s.settled.Add(n) }
 	c.blind, c.silent = d.blind, d.target == fromPeer
+	if c.silent && !c.blind {
+		c.ahead = make(chan struct{}, lookahead)
+	}
 	if !c.blind { // a target that is not asked holds nothing
 		c.release = func(low int64) error { return s.send(message.Release{Unit: uint64(low)}) }
 	}
@@ -43,9 +46,9 @@ func (s *source) comparison(d decision) *comparison {
 }
 
 // slots is how many units may be under way: enough to keep a disk busy and a
-// round trip filled, within the window's worth of memory.
+// round trip filled, within half the window's worth of memory.
 func (s *source) slots(l *layout) int {
-	return int(max(int64(s.o.Workers)+2, min(s.o.Window/l.maxUnit(), 64)))
+	return int(max(int64(s.o.Workers)+2, min(s.o.Window/l.maxUnit()/2, 64)))
 }
 
 // move compares every candidate and sends what differs, or lists it.
@@ -173,10 +176,10 @@ func (l *lister) differ(_ context.Context, e *entry) error {
 }
 
 // flush implements sink.
-func (l *lister) flush(context.Context) error {
-	l.find.close()
-	return nil
-}
+func (l *lister) flush(context.Context) error { return nil }
+
+// close implements sink.
+func (l *lister) close() { l.find.close() }
 
 // A collector is the sink of a digest: it keeps every leaf's hash in a tree.
 type collector struct {
@@ -191,6 +194,9 @@ func (c *collector) differ(_ context.Context, e *entry) error {
 
 // flush implements sink.
 func (c *collector) flush(context.Context) error { return nil }
+
+// close implements sink.
+func (c *collector) close() {}
 
 // setLeaves puts the digests of a unit into a tree under way.
 func setLeaves(b *merkle.Builder, u *unit, leaf int64, digests []byte) error {
@@ -287,3 +293,4 @@ func (k *checkSink) differ(_ context.Context, e *entry) error {
 }
 
 func (k *checkSink) flush(context.Context) error { return nil }
+func (k *checkSink) close()                      {}

@@ -21,7 +21,7 @@ func (s *source) greet(ctx context.Context) error {
 		Session: s.session, Mode: uint8(s.mode), Share: s.share, Volume: volumeInfo(mine, s.vol),
 		AllowLarger: s.o.AllowLarger, DryRun: s.o.DryRun, Streams: uint8(len(s.links)),
 		// Where both sides know their holes, these need no reading.
-		Allocated: (mine.sparse || s.vol == nil) && !s.exact(),
+		Allocated: (mine.sparse || s.vol == nil || s.o.Rung == RungAllocated) && !s.exact(),
 	}
 	if err := s.send(start); err != nil {
 		return err
@@ -65,8 +65,14 @@ func (s *source) learn(ctx context.Context, allocated bool) error {
 	if s.peer != nil {
 		theirs.tree = &s.peer.facts
 		if s.peer.mapped {
-			theirs.mapped, theirs.dirty, theirs.epoch = true, s.peer.dirty, s.peer.epoch
+			theirs.mapped, theirs.dirty, theirs.epoch = true, cbt.Union(theirs.dirty, s.peer.dirty), s.peer.epoch
 		}
+	}
+	if m := s.peerDirty; m != nil {
+		if err := mapFits(m, v, volumeInfo(s.facts.mine, s.vol)); err != nil {
+			return err
+		}
+		theirs.mapped, theirs.dirty, theirs.epoch = true, cbt.Union(theirs.dirty, m.Extents()), m.Epoch
 	}
 	s.facts.theirs = theirs
 	s.facts.key = sessionKey(s.session, s.share, s.facts.info.Share)
@@ -84,21 +90,33 @@ func (s *source) fit() error {
 			return err
 		}
 	}
-	s.facts.size = mine.size
-	switch {
-	case mine.size == theirs.size:
-	case s.mode == modeCompare:
-		s.facts.size = min(mine.size, theirs.size)
-	case theirs.size < mine.size:
+	if k := s.peer; k != nil && k.facts.size != theirs.size {
 		return &RefusedError{Volume: theirs.name,
-			Reason: fmt.Sprintf("it has %d bytes and the source %s has %d: the end would not fit", theirs.size, mine.name, mine.size),
-			Next:   "give a target of the same size"}
-	case !s.o.AllowLarger:
-		return &RefusedError{Volume: theirs.name,
-			Reason: fmt.Sprintf("it has %d bytes and the source %s only %d: is it the right volume?", theirs.size, mine.name, mine.size),
-			Next:   "if it is, allow a larger target (--allow-larger): its end is not touched"}
+			Reason: fmt.Sprintf("the tree given for it is of a volume of %d bytes, it has %d", k.facts.size, theirs.size),
+			Next:   "make the tree again (failback digest), or leave it out"}
+	}
+	s.facts.size = min(mine.size, theirs.size)
+	if s.mode == modeSync {
+		if err := sizesFit(volumeInfo(*mine, s.vol), s.facts.info.Volume, s.o.AllowLarger); err != nil {
+			return err
+		}
 	}
 	s.facts.mineSize, mine.size = mine.size, s.facts.size
+	return nil
+}
+
+// sizesFit refuses a target of another size than the source (L4). Both sides ask it.
+func sizesFit(source, target message.VolumeInfo, larger bool) error {
+	switch {
+	case target.Size < source.Size:
+		return &RefusedError{Volume: target.Name,
+			Reason: fmt.Sprintf("it has %d bytes and the source %s has %d: the end would not fit", target.Size, source.Name, source.Size),
+			Next:   "give a target of the same size"}
+	case target.Size > source.Size && !larger:
+		return &RefusedError{Volume: target.Name,
+			Reason: fmt.Sprintf("it has %d bytes and the source %s only %d: is it the right volume?", target.Size, source.Name, source.Size),
+			Next:   "if it is, allow a larger target (--allow-larger): its end is not touched"}
+	}
 	return nil
 }
 
@@ -152,16 +170,15 @@ func (s *source) weigh(ctx context.Context) error {
 	if s.peer != nil {
 		theirs = s.peer.file
 	}
-	ranges, _, err := merkle.Diff(ctx, s.tree.file, theirs)
+	var found extentList
+	_, err := merkle.DiffEach(ctx, s.tree.file, theirs, func(r merkle.Range) error {
+		found.add(s.tree.facts.extent(r))
+		return nil
+	})
 	if err != nil {
 		return fmt.Errorf("compare kept trees: %w", err)
 	}
-	diff := make([]cbt.Extent, 0, len(ranges))
-	leaf := s.tree.facts.leaf
-	for _, r := range ranges {
-		diff = append(diff, cbt.Extent{Off: r.First * leaf, End: min(r.End*leaf, s.tree.facts.size)})
-	}
-	diff = cbt.Normalize(diff)
+	diff, _ := found.result()
 	s.facts.treeDiff = &diff
 	return nil
 }
@@ -212,9 +229,17 @@ func (s *source) decide() (decision, error) {
 	if s.mode == modeDigest {
 		return planDigest(s.facts.mine, s.facts.theirs, s.o), nil
 	}
+	if s.vol == nil {
+		// A digest says what was: a map of the other side since some other moment
+		// does not say where that differs.
+		s.facts.theirs.mapped, s.facts.theirs.dirty = false, nil
+	}
 	d, err := plan(s.facts.mine, s.facts.theirs, request{
 		mode: s.mode, rung: s.o.Rung, leaf: s.o.Leaf, treeDiff: s.facts.treeDiff,
 	})
+	if err == nil && s.vol == nil && d.source != fromTree {
+		return d, usagef("%s is a digest: rung %v needs a volume", s.name, d.Rung)
+	}
 	if err == nil && d.target == fromTree && s.peer != nil {
 		d.target = fromPeer
 	}
@@ -223,7 +248,7 @@ func (s *source) decide() (decision, error) {
 
 // drain has everything made durable and read back.
 func (s *source) drain(ctx context.Context) error {
-	if _, err := s.out.barrier(true); err != nil {
+	if err := s.out.barrier(ctx, true); err != nil {
 		return err
 	}
 	select {
@@ -333,7 +358,7 @@ func (s *source) judge() {
 		r.Verified = s.o.Verify.String()
 	}
 	if f := s.facts.found; f != nil {
-		r.Extents, r.Coarse = cbt.Normalize(f.list), f.coarse
+		r.Extents, r.Coarse = f.result()
 	}
 }
 

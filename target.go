@@ -132,7 +132,7 @@ func (t *target) run(ctx context.Context) (*Report, error) {
 		ticking(ctx, l.ended, t.o.Events.Progress, t.progress)
 		return nil
 	})
-	err := l.wait(g)
+	err := l.wait(ctx, g)
 	t.sealer.discard()
 	if err != nil {
 		return nil, err
@@ -158,7 +158,7 @@ func (t *target) take(ctx context.Context, g *errgroup.Group, f *transport.Frame
 		return err
 	}
 	t.state = next
-	if isMoving(f.Kind) && t.start.Mode != uint8(modeSync) && f.Kind != kindWant && f.Kind != kindRelease {
+	if isMoving(f.Kind) && f.Kind != kindWant && f.Kind != kindRelease && !t.writes() {
 		return protocolf("data in a session that only looks")
 	}
 	switch f.Kind {
@@ -212,14 +212,33 @@ func (t *target) handle(ctx context.Context, g *errgroup.Group, f *transport.Fra
 	return t.link.Send(kindBye, message.Bye{}.Append(nil))
 }
 
+// writes reports whether the source may send data, as it said at first.
+func (t *target) writes() bool { return mode(t.start.Mode) == modeSync && !t.start.DryRun }
+
+// admit refuses what the source wants if this volume is not one for it (L4).
+func (t *target) admit() error {
+	if t.writes() && !t.writable {
+		return &RefusedError{Volume: t.name, Reason: "it is open for reading only", Next: "serve it for writing, or name another target"}
+	}
+	theirs, mine := t.start.Volume, volumeInfo(position{name: t.name, size: t.vol.v.Size()}, t.vol)
+	if mode(t.start.Mode) == modeSync {
+		if err := sizesFit(theirs, mine, t.start.AllowLarger); err != nil {
+			return err
+		}
+	}
+	if t.dirty != nil {
+		return mapFits(t.dirty, mine, theirs)
+	}
+	return nil
+}
+
 // greet answers the source's Start with what this side knows of itself.
 func (t *target) greet(ctx context.Context, g *errgroup.Group, p []byte) error {
 	if err := t.start.Decode(p); err != nil {
 		return err
 	}
-	writes := mode(t.start.Mode) == modeSync && !t.start.DryRun
-	if writes && !t.writable {
-		return &RefusedError{Volume: t.name, Reason: "it is open for reading only", Next: "serve it for writing, or name another target"}
+	if err := t.admit(); err != nil {
+		return err
 	}
 	if err := t.streams(ctx, g); err != nil {
 		return err
@@ -284,11 +303,15 @@ func (t *target) takeStream(ctx context.Context, i int, f *transport.Frame) erro
 		return ctx.Err()
 	}
 	a := t.apply.Load()
-	switch f.Kind {
-	case kindData, kindZero, kindDiscard:
+	switch {
+	case a == nil:
+	case f.Kind == kindData, f.Kind == kindZero, f.Kind == kindDiscard:
 		return a.add(ctx, i, f) // the applier releases it
 	}
 	defer f.Release()
+	if a == nil {
+		return protocolf("data in a session that only looks")
+	}
 	if f.Kind != kindBarrier {
 		return protocolf("frame of kind %d on stream %d", f.Kind, i)
 	}
@@ -316,11 +339,13 @@ func (t *target) planned(p []byte) error {
 		return err
 	}
 	t.list = extentReader{purpose: extentsCandidates, size: t.span()}
-	if origin(t.plan.From) == fromTree && t.tree == nil {
+	from, digest := origin(t.plan.From), merkle.Algorithm(t.plan.Digest)
+	switch {
+	case t.plan.Level != 1 && (from == fromTree || digest != 0):
+		return protocolf("plan of level %d with digests of leaves", t.plan.Level)
+	case from == fromTree && t.tree == nil:
 		return protocolf("plan rests on a kept tree there is none of")
-	}
-	if origin(t.plan.From) == fromTree &&
-		(merkle.Algorithm(t.plan.Digest) != t.tree.facts.algorithm || int64(t.plan.Leaf) != t.tree.facts.leaf) {
+	case from == fromTree && t.tree.facts.shape() != (merkle.Shape{Size: t.span(), Leaf: int64(t.plan.Leaf), Algorithm: digest}):
 		return protocolf("plan rests on a tree of another shape than the one kept")
 	}
 	if t.o.Events.Plan != nil {
@@ -346,9 +371,9 @@ func (t *target) begin(ctx context.Context, g *errgroup.Group) error {
 	if t.plan.Level == 1 {
 		leaf = int64(t.plan.Leaf)
 	}
-	l := newLayout(t.span(), leaf, t.list.list)
-	if len(l.candidates) != len(t.list.list) || cbt.Total(l.candidates) != cbt.Total(t.list.list) {
-		return protocolf("candidates are not aligned to %d bytes", l.grain())
+	l, err := t.list.layout(leaf)
+	if err != nil {
+		return err
 	}
 	r := &responder{
 		layout: l, conn: t.link, vol: t.vol, tree: t.tree, key: t.key,
@@ -356,7 +381,7 @@ func (t *target) begin(ctx context.Context, g *errgroup.Group) error {
 	}
 	r.prepare()
 	t.respond.Store(r)
-	if mode(t.start.Mode) == modeSync && !t.start.DryRun {
+	if t.writes() {
 		a := newApplier(1 + len(t.conns))
 		a.vol, a.layout, a.key, a.conn = t.vol, l, t.key, t.link
 		a.writers, a.window = 2*t.o.Workers, t.o.Window
@@ -385,8 +410,10 @@ func (t *target) passed(p []byte) error {
 
 // check reads everything listed from the medium and sends its digests (L7).
 func (t *target) check(ctx context.Context, g *errgroup.Group) error {
-	l := newLayout(t.span(), int64(t.pass.Leaf), t.list.list)
-	var err error
+	l, err := t.list.layout(int64(t.pass.Leaf))
+	if err != nil {
+		return err
+	}
 	if t.sealer, err = newSealer(l, merkle.Algorithm(t.pass.Digest)); err != nil {
 		return err
 	}

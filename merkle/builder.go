@@ -18,7 +18,7 @@ const chunkLeaves = FanOut * FanOut * FanOut
 const partSuffix = ".part"
 
 // Builder makes a tree file from leaf hashes that come in any order, from many
-// goroutines. Memory: 24 bytes for every 4096 leaves, and 512 bytes more for
+// goroutines. Memory: 16 bytes for every 4096 leaves, and 512 bytes more for
 // each such chunk that is partly set; nothing else grows with the volume.
 //
 // The life of the file, and what a crash after each step leaves:
@@ -34,6 +34,7 @@ type Builder struct {
 	st     store  // of the unfinished one
 	mu     sync.RWMutex
 	over   error // closed, or the File has it
+	raised bool  // a Seal may have written upper levels
 	sealed bool  // the header may say complete: only the last steps of Seal are left
 
 	locks  [64]sync.Mutex // of chunk i: i modulo their number
@@ -58,7 +59,7 @@ func Create(path string, s Shape, o Options) (*Builder, error) {
 		return nil, fmt.Errorf("create tree file: %w", err)
 	}
 	b := &Builder{o: o, path: path, chunks: make([]chunk, (s.Leaves()-1)/chunkLeaves+1)}
-	h := newHasher(s, o.Key)
+	h := newHasher(s)
 	if o.Temporary {
 		m, err := osDisk{}.temp(path)
 		if err != nil {

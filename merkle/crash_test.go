@@ -18,19 +18,20 @@ var crashShape = Shape{Size: 2*chunkLeaves*4096 + 700*4096 + 512, Leaf: 4096, Al
 
 // crashVolume has data in a few places, which allocated names.
 func crashVolume(generation byte) (v []byte, allocated []Extent) {
+	for _, at := range []int64{0, chunkLeaves - 20, 2*chunkLeaves - 1, 2*chunkLeaves + 699} {
+		off := at * 4096
+		allocated = append(allocated, Extent{off, min(off+40*4096, crashShape.Size)})
+	}
 	volumes.Lock()
 	defer volumes.Unlock()
 	if v = volumes.made[generation]; v == nil {
 		v = make([]byte, crashShape.Size)
-		volumes.made[generation] = v
-	}
-	for _, at := range []int64{0, chunkLeaves - 20, 2*chunkLeaves - 1, 2*chunkLeaves + 699} {
-		off := at * 4096
-		end := min(off+40*4096, crashShape.Size)
-		for i := off; i < end; i += 512 {
-			v[i] = byte(i>>12) + generation
+		for _, e := range allocated {
+			for i := e.Off; i < e.End; i += 512 {
+				v[i] = byte(i>>12) + generation
+			}
 		}
-		allocated = append(allocated, Extent{off, end})
+		volumes.made[generation] = v
 	}
 	return v, allocated
 }
@@ -104,7 +105,7 @@ func TestCrashInBuild(t *testing.T) {
 	roots := map[byte]Hash{}
 	for _, g := range []byte{1, 2} {
 		v, _ := crashVolume(g)
-		roots[g] = newNaive(crashShape, Key{}, v).root
+		roots[g] = newNaive(crashShape, v).root
 	}
 	resumed, replaced := 0, 0
 	prepare := func(d *crashDisk) {
@@ -176,7 +177,7 @@ func updateOn(d *crashDisk) error {
 func TestCrashInUpdate(t *testing.T) {
 	t.Parallel()
 	v, _ := crashVolume(1)
-	old := newNaive(crashShape, Key{}, v)
+	old := newNaive(crashShape, v)
 	h := mustHasher(t, crashShape)
 	leaves := slices.Clone(old.levels[0])
 	for i, l := range updateLeaves(h) {
@@ -270,6 +271,16 @@ func TestUpdateWithoutJournal(t *testing.T) {
 	if _, err := openFile(d, crashPath, true); !errors.Is(err, errTrailing) {
 		t.Errorf("a byte too many: %v", err)
 	}
+	other, err := newJournalWriter(d, crashPath+journalSuffix)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := other.end(journalEnd{old: Hash{1}, new: Hash{2}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openFile(d, crashPath, true); !errors.Is(err, ErrUpdating) || errors.Is(err, ErrCorrupt) {
+		t.Errorf("journal of another update: %v", err)
+	}
 	delete(d.names, crashPath+journalSuffix)
 	if _, err := openFile(d, crashPath, true); !errors.Is(err, ErrUpdating) || !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("no journal: %v", err)
@@ -278,5 +289,74 @@ func TestUpdateWithoutJournal(t *testing.T) {
 	journal.data = whole
 	if _, err := openFile(d, crashPath, true); err != nil {
 		t.Errorf("whole journal: %v", err)
+	}
+}
+
+// What an earlier build left cannot come back once Create has begun anew, even
+// under the same epoch: its leaves are of another volume.
+func TestCrashForgetsEarlierBuild(t *testing.T) {
+	t.Parallel()
+	v, _ := crashVolume(2)
+	want := newNaive(crashShape, v).root
+	for seed := range uint64(20) {
+		d := newCrashDisk(seed)
+		for _, discard := range []bool{false, true} {
+			b, err := Create(crashPath, crashShape, Options{disk: d, Epoch: 2})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if discard { // the second one gets no further
+				break
+			}
+			for i := range int64(chunkLeaves) {
+				if err := b.SetLeaf(i, Hash{7, byte(i)}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := errors.Join(b.Checkpoint(context.Background()), b.Close()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if root, _, err := buildOn(d.crash(), 2, true); err != nil || root != want {
+			t.Fatalf("seed %d: root %v, want %v: %v", seed, root, want, err)
+		}
+	}
+}
+
+// Once the header may say complete, a Seal that failed takes no more leaves, and
+// can be called again.
+func TestSealAgain(t *testing.T) {
+	t.Parallel()
+	failed := 0
+	for step := 0; ; step++ {
+		d := newCrashDisk(1)
+		b, err := Create(crashPath, crashShape, Options{disk: d})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(b.SetZero(Range{0, crashShape.Leaves()}), b.SetLeaf(5, Hash{1})); err != nil {
+			t.Fatal(err)
+		}
+		d.cutAt = d.steps + step
+		_, err = b.Seal(context.Background())
+		if d.cutAt = -1; err == nil {
+			break
+		}
+		failed++
+		root := mustHasher(t, crashShape).Zero(0, 0)
+		err = b.SetLeaf(5, root)
+		if header, _ := readHeader(crashPath, b.st.m); header.state == stateComplete && !errors.Is(err, errSealed) {
+			t.Errorf("step %d: leaf set under a complete header: %v", step, err)
+		}
+		f, err := b.Seal(context.Background())
+		if err != nil {
+			t.Fatalf("step %d: sealed again: %v", step, err)
+		}
+		if err := errors.Join(f.Verify(context.Background()), f.Close()); err != nil {
+			t.Errorf("step %d: %v", step, err)
+		}
+	}
+	if failed < 5 {
+		t.Errorf("only %d steps failed", failed)
 	}
 }

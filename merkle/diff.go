@@ -117,7 +117,7 @@ func (d *differ) batch(ctx context.Context, level, step int, found *spanList) (s
 	}
 	next := spanList{limit: maxSpans}
 	if below == 0 {
-		next.limit, next.full = leafSpans, func(l *spanList) error { return d.emitFirst(l, len(l.spans)-1) }
+		next.limit, next.full = leafSpans, d.emitAll
 	}
 	m := &matcher{level: level, scale: scale, exact: found.exact(), out: &next}
 	g, gctx := errgroup.WithContext(ctx)
@@ -130,20 +130,20 @@ func (d *differ) batch(ctx context.Context, level, step int, found *spanList) (s
 	}
 	d.stats.Nodes += m.nodes
 	if below == 0 {
-		return next, d.emitFirst(&next, len(next.spans))
+		return next, d.emitAll(&next)
 	}
 	return next, nil
 }
 
-// emitFirst hands over the first n ranges of leaves and takes them off the list.
-func (d *differ) emitFirst(l *spanList, n int) error {
-	for _, r := range l.spans[:n] {
+// emitAll hands over the ranges of leaves that were found and empties the list.
+func (d *differ) emitAll(l *spanList) error {
+	for _, r := range l.spans {
 		d.stats.Leaves += r.Len()
 		if err := d.emit(r); err != nil {
 			return err
 		}
 	}
-	l.spans = l.spans[:copy(l.spans, l.spans[n:])]
+	l.spans = l.spans[:0]
 	return nil
 }
 

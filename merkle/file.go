@@ -62,7 +62,7 @@ func newFile(d disk, path string, m media, write bool) (*File, error) {
 	if err := checkSize(path, m, hdr.shape); err != nil {
 		return nil, err
 	}
-	f := &File{d: d, st: newStore(path, m, newHasher(hdr.shape, Key{})), hdr: hdr, write: write, kept: true}
+	f := &File{d: d, st: newStore(path, m, newHasher(hdr.shape)), hdr: hdr, write: write, kept: true}
 	if hdr.state == stateUpdating {
 		if !write {
 			return nil, fmt.Errorf("open %s: %w", path, ErrUpdating)

@@ -20,7 +20,7 @@ func TestReadNodesAgainstNaive(t *testing.T) {
 	t.Parallel()
 	s := Shape{Size: 9001*4096 + 1, Leaf: 4096, Algorithm: BLAKE3}
 	volume := testVolume(s, 1)
-	f, want := buildFile(t, s, volume), newNaive(s, Key{}, volume)
+	f, want := buildFile(t, s, volume), newNaive(s, volume)
 	tree, err := NewTree(s, want.levels[0])
 	if err != nil {
 		t.Fatal(err)
@@ -71,7 +71,7 @@ func TestReadNodesRefuses(t *testing.T) {
 	t.Parallel()
 	s := Shape{Size: 300 * 4096, Leaf: 4096, Algorithm: BLAKE3}
 	f := buildFile(t, s, testVolume(s, 1))
-	tree, err := NewTree(s, newNaive(s, Key{}, testVolume(s, 1)).levels[0])
+	tree, err := NewTree(s, newNaive(s, testVolume(s, 1)).levels[0])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -269,4 +269,42 @@ func TestFileConcurrent(t *testing.T) {
 	if err := f.Verify(context.Background()); err != nil {
 		t.Error(err)
 	}
+}
+
+// Where holes cannot be punched, zeroes are written, and nothing else is.
+func TestZeroWithoutHoles(t *testing.T) {
+	t.Parallel()
+	m, err := osDisk{}.temp(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close() // it has no name
+	f := m.(osFile)
+	rapid.Check(t, func(t *rapid.T) {
+		size := rapid.Int64Range(1, 300<<10).Draw(t, "size")
+		want := make([]byte, size)
+		fill(rand.New(rand.NewPCG(uint64(size), 1)), want[:size/2]) // then a hole
+		if _, err := f.WriteAt(want[:size/2], 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(f.Truncate(size/2), f.Truncate(size)); err != nil {
+			t.Fatal(err)
+		}
+		off := rapid.Int64Range(0, size).Draw(t, "off")
+		n := rapid.Int64Range(0, size-off).Draw(t, "n")
+		zero := rapid.SampledFrom([]func(off, n int64) error{f.writeZeros, f.zero}).Draw(t, "how")
+		if n > 0 {
+			if err := zero(off, n); err != nil {
+				t.Fatal(err)
+			}
+		}
+		clear(want[off : off+n])
+		got := make([]byte, size)
+		if err := readFull(f, got, 0); err != nil || !slices.Equal(got, want) {
+			t.Fatalf("[%d,%d) of %d: %v", off, off+n, size, err)
+		}
+		if now, err := f.size(); err != nil || now != size {
+			t.Fatalf("size %d, was %d: %v", now, size, err)
+		}
+	})
 }

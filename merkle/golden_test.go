@@ -96,7 +96,7 @@ func TestGolden(t *testing.T) {
 	t.Parallel()
 	for _, a := range []Algorithm{SHA256, BLAKE3} {
 		s := goldenShape(a)
-		want := newNaive(s, Key{}, goldenVolume())
+		want := newNaive(s, goldenVolume())
 		if want.root.String() != goldenRoots[a] {
 			t.Errorf("%v: naive root %v, recorded %s", a, want.root, goldenRoots[a])
 		}
@@ -200,7 +200,7 @@ var wrongTrees = map[string]wrongTree{
 	"no-root":        {want: errHeaderField, spoil: func(b []byte, _ layout) []byte { clear(b[32:64]); return sum(b) }},
 	"next-root":      {want: errHeaderField, spoil: func(b []byte, _ layout) []byte { b[64] = 1; return sum(b) }},
 	"algorithm":      {want: ErrShape, spoil: func(b []byte, _ layout) []byte { b[11] = 9; return sum(b) }},
-	"gmac":           {want: ErrShape, spoil: func(b []byte, _ layout) []byte { b[11] = 3; return sum(b) }},
+	"algorithm-3":    {want: ErrShape, spoil: func(b []byte, _ layout) []byte { b[11] = 3; return sum(b) }},
 	"leaf-odd":       {want: ErrShape, spoil: func(b []byte, _ layout) []byte { b[12] = 1; return sum(b) }},
 	"leaf-huge":      {want: ErrShape, spoil: func(b []byte, _ layout) []byte { b[15] = 0x80; return sum(b) }},
 	"size-zero":      {want: ErrShape, spoil: func(b []byte, _ layout) []byte { clear(b[16:24]); return sum(b) }},
@@ -226,7 +226,7 @@ var wrongTrees = map[string]wrongTree{
 		return b
 	}},
 	"zero-written": {want: errNotCanonical, open: true, spoil: func(b []byte, l layout) []byte {
-		h := newHasher(goldenShape(BLAKE3), Key{})
+		h := newHasher(goldenShape(BLAKE3))
 		z := h.Zero(0, 32)
 		copy(node(b, l, 0, 32), z[:])
 		return b
@@ -278,7 +278,7 @@ var wrongProofs = map[string]func(b []byte) []byte{
 	"magic":            func(b []byte) []byte { b[0]++; return b },
 	"version":          func(b []byte) []byte { b[8]++; return b },
 	"algorithm":        func(b []byte) []byte { b[10] = byte(SHA256); return b },
-	"gmac":             func(b []byte) []byte { b[10] = byte(GMAC); return b },
+	"algorithm-3":      func(b []byte) []byte { b[10] = 3; return b },
 	"reserved":         func(b []byte) []byte { b[11] = 1; return b },
 	"leaf-size":        func(b []byte) []byte { b[13] = 0x20; return b },
 	"volume-size":      func(b []byte) []byte { b[16]++; return b },
@@ -330,21 +330,3 @@ func TestWrongProofs(t *testing.T) {
 	}
 	listed(t, "wrong/*.proof", len(wrongProofs))
 }
-
-// A GMAC leaf hash, once computed by another implementation of AES-256-GCM.
-func TestGMACVector(t *testing.T) {
-	t.Parallel()
-	key := Key{}
-	for i := range key {
-		key[i] = byte(i)
-	}
-	h, err := NewSessionHasher(goldenShape(GMAC), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := h.Leaf(goldenVolume()[:4096]).String(); got != gmacVector {
-		t.Errorf("leaf 0 under the key 00 01 .. 1f: %s, want %s", got, gmacVector)
-	}
-}
-
-const gmacVector = "39696f349fe71fb74c04afb33ccb19ac00000000000000000000000000000000"

@@ -1,9 +1,6 @@
 package merkle
 
-import (
-	"encoding/binary"
-	"fmt"
-)
+import "encoding/binary"
 
 // Domain tags: no leaf can pass for a node, no node for a root.
 const (
@@ -16,10 +13,6 @@ const (
 // (4, little endian), volume size (8, little endian).
 const rootFacts = 1 + 1 + 4 + 8
 
-// Key is the secret of one session, for [GMAC]. Both ends agree on a fresh
-// random one after the data they compare lies on disk.
-type Key [32]byte
-
 // Hasher makes the hashes of one tree. It belongs to one goroutine; [Hasher.Clone]
 // makes another for the next.
 //
@@ -30,12 +23,9 @@ type Key [32]byte
 //	node       H(1, level, number of children, children)
 //	root       H(2, algorithm, leaf size, volume size, top node)
 //
-// level and number are one byte each. A GMAC leaf is the 16-byte tag of the data
-// as additional data of AES-256-GCM under the session key and a zero nonce,
-// then 16 zero bytes; its nodes and root are BLAKE3's.
+// level and number are one byte each.
 type Hasher struct {
 	shape Shape
-	key   Key // GMAC only
 	sum   digester
 	zeros *zeros
 	buf   [3 + FanOut*HashSize]byte
@@ -49,51 +39,31 @@ type digester interface {
 	inner(msg []byte) Hash
 }
 
-// NewHasher returns a Hasher for trees of shape s, which must be of an algorithm
-// without a key. It costs two leaf hashes and two node hashes a level, for the
-// zero subtrees; a Clone costs none.
+// NewHasher returns a Hasher for trees of shape s. It costs two leaf hashes and
+// two node hashes a level, for the zero subtrees; a Clone costs none.
 func NewHasher(s Shape) (*Hasher, error) {
 	if err := s.Validate(); err != nil {
 		return nil, err
 	}
-	if s.Algorithm == GMAC {
-		return nil, fmt.Errorf("%w: %v takes a session key", ErrShape, s.Algorithm)
-	}
-	return newHasher(s, Key{}), nil
+	return newHasher(s), nil
 }
 
-// NewSessionHasher returns a Hasher for GMAC trees of shape s under key. Two
-// different leaves have the same hash with a probability of at most
-// (leaf/16 + 1)/2^128, for whoever chose them without knowing the key.
-func NewSessionHasher(s Shape, key Key) (*Hasher, error) {
-	if err := s.Validate(); err != nil {
-		return nil, err
-	}
-	if s.Algorithm != GMAC {
-		return nil, fmt.Errorf("%w: %v takes no session key", ErrShape, s.Algorithm)
-	}
-	if key == (Key{}) {
-		return nil, fmt.Errorf("%w: session key is all zero", ErrShape)
-	}
-	return newHasher(s, key), nil
-}
-
-func newHasher(s Shape, key Key) *Hasher {
-	h := &Hasher{shape: s, key: key, sum: newDigester(s.Algorithm, key)}
+func newHasher(s Shape) *Hasher {
+	h := newNodeHasher(s)
 	h.zeros = h.newZeros()
 	return h
 }
 
-// newNodeHasher returns a Hasher for nodes and root only: it needs no key, and
-// must not be asked for leaves or zero subtrees of a GMAC tree.
+// newNodeHasher returns a Hasher for nodes and root only, which costs nothing
+// to make. It knows no zero subtrees and must not be asked for them.
 func newNodeHasher(s Shape) *Hasher {
-	return &Hasher{shape: s, sum: newDigester(s.Algorithm, Key{})}
+	return &Hasher{shape: s, sum: newDigester(s.Algorithm)}
 }
 
 // Clone returns a Hasher of the same tree for another goroutine. It may be
 // called while h is in use.
 func (h *Hasher) Clone() *Hasher {
-	return &Hasher{shape: h.shape, key: h.key, sum: newDigester(h.shape.Algorithm, h.key), zeros: h.zeros}
+	return &Hasher{shape: h.shape, sum: newDigester(h.shape.Algorithm), zeros: h.zeros}
 }
 
 // Shape returns the shape that h was made for.
@@ -103,10 +73,8 @@ func (h *Hasher) Shape() Shape { return h.shape }
 // Data that is all zero and as long as a leaf of this tree is not hashed: the
 // scan for it ends at the first byte that is not zero.
 func (h *Hasher) Leaf(data []byte) Hash {
-	if h.zeros != nil {
-		if z, ok := h.zeros.leafOf(len(data)); ok && IsZero(data) {
-			return z
-		}
+	if z, ok := h.zeros.leafOf(len(data)); ok && IsZero(data) {
+		return z
 	}
 	return h.sum.leaf(data)
 }
@@ -130,8 +98,8 @@ func (h *Hasher) Root(top Hash) Hash {
 	return h.sum.inner(msg)
 }
 
-// Zero returns the hash of node index of a level if all bytes below it are
-// zero. It hashes nothing.
+// Zero returns the hash of a node if all bytes below it are zero. It hashes
+// nothing. The node must be one of the tree's: index in [0, Width(level)).
 func (h *Hasher) Zero(level int, index int64) Hash {
 	return h.zeros.at(level, index)
 }

@@ -106,7 +106,7 @@ func readHeader(path string, r io.ReaderAt) (header, error) {
 	if off >= 0 {
 		return bad(off, errHeaderField)
 	}
-	if err := h.shape.validateKept(); err != nil {
+	if err := h.shape.Validate(); err != nil {
 		return bad(11, err)
 	}
 	return h, nil

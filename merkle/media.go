@@ -112,9 +112,15 @@ func (f osFile) zero(off, n int64) error {
 	err := f.control(func(fd int) error {
 		return unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 	})
-	if err == nil || (!errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENOSYS)) {
-		return err
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {
+		return f.writeZeros(off, n)
 	}
+	return err
+}
+
+// writeZeros is zero for file systems that cannot punch holes. It writes only
+// where there is data.
+func (f osFile) writeZeros(off, n int64) error {
 	page := make([]byte, 64<<10)
 	for end := off + n; off < end; {
 		if off = max(off, f.nextData(off)); off >= end {

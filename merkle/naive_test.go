@@ -2,8 +2,6 @@ package merkle
 
 import (
 	"context"
-	"crypto/aes"
-	"crypto/cipher"
 	"crypto/sha256"
 	"encoding/binary"
 	"math/rand/v2"
@@ -21,11 +19,11 @@ type naive struct {
 	root   Hash
 }
 
-func newNaive(s Shape, key Key, volume []byte) *naive {
+func newNaive(s Shape, volume []byte) *naive {
 	n := &naive{shape: s}
 	var leaves []Hash
 	for off := int64(0); off < s.Size; off += s.Leaf {
-		leaves = append(leaves, naiveLeaf(s, key, volume[off:min(off+s.Leaf, s.Size)]))
+		leaves = append(leaves, naiveLeaf(s, volume[off:min(off+s.Leaf, s.Size)]))
 	}
 	n.levels = append(n.levels, leaves)
 	for len(n.levels[len(n.levels)-1]) > 1 {
@@ -49,22 +47,9 @@ func newNaive(s Shape, key Key, volume []byte) *naive {
 	return n
 }
 
-func naiveLeaf(s Shape, key Key, data []byte) Hash {
-	switch s.Algorithm {
-	case SHA256:
+func naiveLeaf(s Shape, data []byte) Hash {
+	if s.Algorithm == SHA256 {
 		return sha256.Sum256(append([]byte{0}, data...))
-	case GMAC:
-		block, err := aes.NewCipher(key[:])
-		if err != nil {
-			panic(err)
-		}
-		gcm, err := cipher.NewGCM(block)
-		if err != nil {
-			panic(err)
-		}
-		var h Hash
-		copy(h[:], gcm.Seal(nil, make([]byte, 12), nil, data))
-		return h
 	}
 	return naiveKeyed("failback 2026-11-23 merkle leaf v1", data)
 }

@@ -34,10 +34,8 @@ type Options struct {
 	CheckpointBytes int64
 
 	// Temporary makes a tree that is thrown away: path is a folder (empty for
-	// the system's) and the file in it has no name. Nothing is synced. GMAC
-	// trees are always Temporary.
+	// the system's) and the file in it has no name. Nothing is synced.
 	Temporary bool
-	Key       Key // the session's; for GMAC only
 
 	// Progress is told the bytes of volume done since the call before. The
 	// first call is for what was resumed or is known to be zero. Many
@@ -52,9 +50,6 @@ const maxReadSize = 64 << 20 // bytes
 // withDefaults returns o with every field set, or what is wrong with it.
 func (o Options) withDefaults(s Shape) (Options, error) {
 	if err := s.Validate(); err != nil {
-		return o, err
-	}
-	if err := o.checkKey(s); err != nil {
 		return o, err
 	}
 	if len(o.Identity) > maxIdentity {
@@ -83,18 +78,6 @@ func (o Options) withDefaults(s Shape) (Options, error) {
 		o.disk = osDisk{}
 	}
 	return o, nil
-}
-
-func (o *Options) checkKey(s Shape) error {
-	switch {
-	case s.Algorithm != GMAC && o.Key != (Key{}):
-		return fmt.Errorf("%w: %v takes no session key", ErrShape, s.Algorithm)
-	case s.Algorithm == GMAC && o.Key == (Key{}):
-		return fmt.Errorf("%w: %v takes a session key", ErrShape, s.Algorithm)
-	case s.Algorithm == GMAC && !o.Temporary:
-		return s.validateKept()
-	}
-	return nil
 }
 
 func (o *Options) checkAllocated(s Shape) error {

@@ -148,8 +148,8 @@ func (b *Builder) takeUp() (bool, error) {
 
 // takeChunks takes the chunks that match the table and wipes the rest.
 func (b *Builder) takeChunks() error {
-	if err := b.st.m.zero(headerSize, b.st.lay.off[0]-headerSize); err != nil {
-		return fmt.Errorf("clear upper levels of %s: %w", b.st.path, err)
+	if err := b.wipeUpper(); err != nil {
+		return err
 	}
 	buf, table := make([]Hash, chunkLeaves), make([]byte, 512*progressEntry)
 	for c := range b.chunkCount() {
@@ -163,6 +163,14 @@ func (b *Builder) takeChunks() error {
 		if err := b.takeChunk(c, binary.LittleEndian.Uint64(table[slot:]), buf); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// wipeUpper makes all levels above the leaves zero.
+func (b *Builder) wipeUpper() error {
+	if err := b.st.m.zero(headerSize, b.st.lay.off[0]-headerSize); err != nil {
+		return fmt.Errorf("clear upper levels of %s: %w", b.st.path, err)
 	}
 	return nil
 }

@@ -68,9 +68,9 @@ func siblings(r Range, width int64) (left, right Range) {
 	return Range{groupStart(r.First), r.First}, Range{r.End, groupEnd(r.End, width)}
 }
 
-// check returns an error unless p is of a kept shape and a range inside of it.
+// check returns an error unless p has a shape and a range inside of it.
 func (p *Proof) check() error {
-	if err := p.Shape.validateKept(); err != nil {
+	if err := p.Shape.Validate(); err != nil {
 		return err
 	}
 	if p.Range.First < 0 || p.Range.First >= p.Range.End || p.Range.End > p.Shape.Leaves() {
@@ -136,5 +136,5 @@ func (p *Proof) CheckData(root Hash, data []byte) error {
 	if want := last.End - p.Range.First*p.Shape.Leaf; int64(len(data)) != want {
 		return fmt.Errorf("%w: %d bytes for leaves %v, which have %d", ErrProof, len(data), p.Range, want)
 	}
-	return p.Check(root, hashLeaves(newHasher(p.Shape, Key{}), data, make([]Hash, 0, p.Range.Len())))
+	return p.Check(root, hashLeaves(newHasher(p.Shape), data, make([]Hash, 0, p.Range.Len())))
 }

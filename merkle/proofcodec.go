@@ -22,7 +22,7 @@ const (
 	proofHeader = 40
 )
 
-// MarshalBinary returns the proof's bytes: 40 and 32 for each sibling, 9 KiB at
+// MarshalBinary returns the proof's bytes: 40 and 32 for each sibling, 8 KiB at
 // most.
 func (p *Proof) MarshalBinary() ([]byte, error) {
 	if err := p.check(); err != nil {

@@ -49,8 +49,16 @@ func (b *Builder) Seal(ctx context.Context) (*File, error) {
 	return f, nil
 }
 
-// raiseAll writes every level above the leaves, three at a time.
+// raiseAll writes every level above the leaves, three at a time. What an earlier
+// Seal that failed wrote there is wiped: leaves may have changed since, and
+// nothing is written above those that are all zero now.
 func (b *Builder) raiseAll(ctx context.Context) error {
+	if b.raised {
+		if err := b.wipeUpper(); err != nil {
+			return err
+		}
+	}
+	b.raised = true
 	for level := 0; level < b.st.lay.top(); level += 3 {
 		if err := b.raise(ctx, level); err != nil {
 			return err

@@ -16,7 +16,6 @@ type side struct {
 	free   chan []Hash // to fill again
 	head   []Hash      // what is left of the block being compared
 	block  []Hash      // all of it
-	ended  bool
 }
 
 func newSide(ask []Range) *side {

@@ -13,7 +13,7 @@ const (
 type spanList struct {
 	spans  []Range
 	limit  int
-	full   func(*spanList) error // takes all spans but the last, which may grow
+	full   func(*spanList) error // takes all spans; none of them can grow any more
 	merged bool
 }
 

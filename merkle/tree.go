@@ -15,7 +15,7 @@ type Tree struct {
 }
 
 // NewTree makes a tree over the hashes of all leaves, which it keeps and which
-// must not change. It hashes n/15 nodes. It takes leaves of a GMAC tree too.
+// must not change. It hashes n/15 nodes.
 func NewTree(s Shape, leaves []Hash) (*Tree, error) {
 	if err := s.Validate(); err != nil {
 		return nil, err

@@ -23,6 +23,9 @@ import (
 //  4. header complete with the new root, synced        the new tree; the journal is ignored
 //  5. journal removed                                  the new tree
 //
+// It needs the file for itself: while another process or another File reads it,
+// the error is [ErrInUse] and nothing happened.
+//
 // An error or the end of ctx in step 1 leaves the old tree in use. From step 2
 // on ctx is not looked at. After an error from there on, f is not usable, and
 // OpenUpdate finishes the update. If the header is torn in step 2 or 4, Open

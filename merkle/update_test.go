@@ -38,7 +38,7 @@ func TestUpdateAgainstNaive(t *testing.T) {
 			t.Fatal(err)
 		}
 		mustClose(t, f)
-		leaves := newNaive(s, Key{}, make([]byte, s.Size)).levels[0]
+		leaves := newNaive(s, make([]byte, s.Size)).levels[0]
 		h, epoch := mustHasher(t, s), Epoch(1)
 		check := func(t *rapid.T) {
 			epoch++
@@ -147,7 +147,7 @@ func TestUpdateRefuses(t *testing.T) {
 	s := Shape{Size: 300 * 4096, Leaf: 4096, Algorithm: SHA256}
 	volume := testVolume(s, 1)
 	f := buildFile(t, s, volume)
-	want := newNaive(s, Key{}, volume)
+	want := newNaive(s, volume)
 	ctx, cancel := context.WithCancel(context.Background())
 	pairs := func(index ...int64) iter.Seq2[int64, Hash] {
 		return func(yield func(int64, Hash) bool) {

@@ -11,12 +11,15 @@ type zeros struct {
 	width []int64
 }
 
+// zeroLeaf is a leaf of zeroes, of any size. Nobody writes to it, so it takes
+// addresses but no memory.
+var zeroLeaf [MaxLeaf]byte
+
 func (h *Hasher) newZeros() *zeros {
 	s := h.shape
 	z := &zeros{shape: s}
-	data := make([]byte, s.Leaf)
 	end := s.LeafExtent(s.Leaves() - 1)
-	full, last := h.sum.leaf(data), h.sum.leaf(data[:end.End-end.Off])
+	full, last := h.sum.leaf(zeroLeaf[:s.Leaf]), h.sum.leaf(zeroLeaf[:end.End-end.Off])
 	for level, w := 0, s.Leaves(); ; level, w = level+1, parents(w) {
 		z.full, z.last, z.width = append(z.full, full), append(z.last, last), append(z.width, w)
 		if w == 1 {
