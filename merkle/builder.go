@@ -3,6 +3,7 @@ package merkle
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"iter"
 	"os"
 	"sync"
@@ -37,6 +38,9 @@ type Builder struct {
 	raised bool  // a Seal may have written upper levels
 	sealed bool  // the header may say complete: only the last steps of Seal are left
 
+	saving sync.Mutex // held by the one Checkpoint that runs
+	tabled bool       // the file has a progress table
+
 	locks  [64]sync.Mutex // of chunk i: i modulo their number
 	chunks []chunk
 }
@@ -68,12 +72,16 @@ func Create(path string, s Shape, o Options) (*Builder, error) {
 		b.path, b.st = "", newStore("(temporary)", m, h)
 		return b, b.orClose(m.Truncate(b.st.lay.size))
 	}
-	m, err := o.disk.open(path+partSuffix, os.O_RDWR|os.O_CREATE)
+	m, err := o.disk.open(path+partSuffix, os.O_RDWR|os.O_CREATE|os.O_EXCL)
+	fresh := err == nil
+	if errors.Is(err, fs.ErrExist) {
+		m, err = o.disk.open(path+partSuffix, os.O_RDWR)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("create tree file: %w", err)
 	}
 	b.st = newStore(path+partSuffix, m, h)
-	return b, b.orClose(b.begin())
+	return b, b.orClose(b.begin(fresh))
 }
 
 // orClose closes the file if there is an error, and returns that.
@@ -84,30 +92,31 @@ func (b *Builder) orClose(err error) error {
 	return errors.Join(err, b.st.m.Close())
 }
 
-// begin takes up the file as it is, or makes it new.
-func (b *Builder) begin() error {
+// begin takes up a file that was there, or makes it new.
+//
+// What was there is emptied, and that is made durable before a leaf is set: a
+// crash later cannot bring an earlier build's leaves back under this one's name.
+// A fresh file has nothing to bring back.
+func (b *Builder) begin(fresh bool) error {
 	if err := b.st.m.lock(true); err != nil {
 		return err
 	}
-	if b.o.Resume {
+	if b.o.Resume && !fresh {
 		ok, err := b.takeUp()
 		if ok || err != nil {
 			return err
 		}
 	}
-	// Empty first: nothing of an earlier build can be taken for this one's.
 	if err := b.st.m.Truncate(0); err != nil {
 		return fmt.Errorf("empty %s: %w", b.st.path, err)
 	}
-	if err := b.st.m.Truncate(b.st.lay.progressEnd(b.chunkCount())); err != nil {
+	if err := b.st.m.Truncate(b.st.lay.size); err != nil {
 		return fmt.Errorf("extend %s: %w", b.st.path, err)
 	}
-	if err := b.writeHeader(stateBuilding, Hash{}); err != nil {
+	if err := b.writeHeader(stateBuilding, Hash{}); err != nil || fresh {
 		return err
 	}
-	// Durable before a leaf is set: a crash later cannot bring the earlier
-	// build's leaves back under this one's name.
-	if err := errors.Join(b.st.m.Sync(), b.o.disk.syncDir(b.path)); err != nil {
+	if err := b.st.m.Sync(); err != nil {
 		return fmt.Errorf("sync %s: %w", b.st.path, err)
 	}
 	return nil
@@ -311,5 +320,5 @@ func (b *Builder) Discard() error {
 	if b.path == "" || errors.Is(b.over, errSealed) {
 		return err
 	}
-	return errors.Join(err, b.o.disk.remove(b.st.path))
+	return errors.Join(err, b.o.disk.remove(b.st.path), b.o.disk.syncDir(b.st.path))
 }

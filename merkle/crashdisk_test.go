@@ -144,6 +144,9 @@ func (d *crashDisk) open(path string, flag int) (media, error) {
 	d.mu.Lock()
 	n := d.names[path]
 	d.mu.Unlock()
+	if n != nil && flag&os.O_EXCL != 0 {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: fs.ErrExist}
+	}
 	if n != nil {
 		return &crashFile{d: d, n: n}, nil
 	}

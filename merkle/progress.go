@@ -9,7 +9,7 @@ import (
 	"github.com/cespare/xxhash/v2"
 )
 
-// Progress table of an unfinished file, after the leaves at the next multiple
+// Progress table of an unfinished file, from its first checkpoint on, after the leaves at the next multiple
 // of 4096: for each chunk of 4096 leaves 8 bytes, little endian, so that a
 // resumed build believes no leaf that is not there as it was written.
 //
@@ -54,7 +54,7 @@ func (b *Builder) storedChunk(c int64, buf []Hash) ([]Hash, error) {
 // [Options].Resume need not set them again. SetLeaf may go on meanwhile.
 //
 //  1. write the checksums of the chunks that are whole into the progress table
-//  2. sync the file
+//  2. sync the file, and the folder that names it
 //
 // A crash in or before 2 may keep any part of the leaves and of the table. An
 // entry whose leaves are not on disk does not match them, and that chunk is
@@ -73,6 +73,14 @@ func (b *Builder) checkpoint(ctx context.Context) error {
 	if b.o.Temporary || b.sealed {
 		return nil // nothing to resume, or nothing left to set
 	}
+	b.saving.Lock()
+	defer b.saving.Unlock()
+	if !b.tabled {
+		if err := b.st.m.Truncate(b.st.lay.progressEnd(b.chunkCount())); err != nil {
+			return fmt.Errorf("make progress table: %w", err)
+		}
+		b.tabled = true
+	}
 	buf := make([]Hash, chunkLeaves)
 	for c := range b.chunkCount() {
 		if err := ctx.Err(); err != nil {
@@ -82,7 +90,7 @@ func (b *Builder) checkpoint(ctx context.Context) error {
 			return fmt.Errorf("write progress: %w", err)
 		}
 	}
-	if err := b.st.m.Sync(); err != nil {
+	if err := errors.Join(b.st.m.Sync(), b.o.disk.syncDir(b.st.path)); err != nil {
 		return fmt.Errorf("sync %s: %w", b.st.path, err)
 	}
 	return nil
@@ -135,14 +143,15 @@ func (b *Builder) takeUp() (bool, error) {
 	end := b.st.lay.progressEnd(b.chunkCount())
 	switch {
 	case hdr.state == stateComplete && (size == end || size == b.st.lay.size):
-		b.sealed = true
+		b.sealed, b.tabled = true, size == end
 		for c := range b.chunks {
 			b.chunks[c].set = int32(b.chunkRange(int64(c)).Len())
 		}
 		return true, nil
 	case hdr.state != stateBuilding || size != end:
-		return false, nil
+		return false, nil // no checkpoint was made, or other than ours
 	}
+	b.tabled = true
 	return true, b.takeChunks()
 }
 

@@ -21,7 +21,7 @@ var errSealed = errors.New("tree is sealed")
 //  1. upper levels written          path.part building: its chunks are taken up, this is done again
 //  2. file synced                   the same
 //  3. header complete, synced       path.part complete: a resumed Builder goes on with 4
-//  4. progress table cut, synced    the same
+//  4. progress table, if there is one, cut, synced    the same
 //  5. renamed to path               path is the earlier file or this one, each whole
 //  6. folder synced                 path is this one
 //
@@ -115,6 +115,14 @@ func (b *Builder) raiseBlock(h *Hasher, level int, first int64, buf []Hash) erro
 	return nil
 }
 
+// cutTable is step 4 of Seal.
+func (b *Builder) cutTable() error {
+	if !b.tabled {
+		return nil
+	}
+	return errors.Join(b.st.m.Truncate(b.st.lay.size), b.st.m.Sync())
+}
+
 // finish is steps 2 to 6 of Seal.
 func (b *Builder) finish(ctx context.Context) (*File, error) {
 	var top [1]Hash
@@ -137,8 +145,7 @@ func (b *Builder) finish(ctx context.Context) (*File, error) {
 		func() error { b.sealed = true; return nil },
 		func() error { return b.writeHeader(stateComplete, hdr.root) },
 		b.st.m.Sync,
-		func() error { return b.st.m.Truncate(b.st.lay.size) },
-		b.st.m.Sync,
+		b.cutTable,
 		func() error { return b.o.disk.rename(b.st.path, b.path) },
 		func() error { return b.o.disk.syncDir(b.path) },
 		func() error { return b.st.m.lock(false) },
