@@ -59,6 +59,56 @@ func openKept(ctx context.Context, s Side, vol *meter) (*kept, error) {
 	return k, nil
 }
 
+// allocated returns the leaves that are not all zero. A tree knows them without
+// its volume: it is compared with the tree of zeroes. Cost: nodes in proportion to the answer.
+func (k *kept) allocated(ctx context.Context) ([]cbt.Extent, error) {
+	h, err := merkle.NewHasher(k.file.Shape())
+	if err != nil {
+		return nil, err
+	}
+	var x []cbt.Extent
+	_, err = merkle.DiffEach(ctx, k.file, zeroTree{h}, func(r merkle.Range) error {
+		if len(x) == 2*maxCandidates {
+			x = cbt.Coarsen(cbt.Normalize(x), maxCandidates)
+		}
+		x = append(x, cbt.Extent{Off: r.First * k.facts.leaf, End: min(r.End*k.facts.leaf, k.facts.size)})
+		return nil
+	})
+	return cbt.Union(cbt.Normalize(x), k.dirty), err
+}
+
+// A zeroTree is the tree of a volume of zeroes.
+type zeroTree struct{ h *merkle.Hasher }
+
+var _ merkle.NodeReader = zeroTree{}
+
+func (z zeroTree) Shape() merkle.Shape { return z.h.Shape() }
+
+func (z zeroTree) Root(context.Context) (merkle.Hash, error) {
+	return z.h.Root(z.h.Zero(z.Shape().Levels()-1, 0)), nil
+}
+
+// ReadNodes implements merkle.NodeReader.
+func (z zeroTree) ReadNodes(ctx context.Context, level int, spans []merkle.Range, yield func(int64, []merkle.Hash) error) error {
+	var nodes [256]merkle.Hash
+	for _, x := range spans {
+		for first := x.First; first < x.End; {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			n := min(x.End-first, int64(len(nodes)))
+			for i := range n {
+				nodes[i] = z.h.Zero(level, first+i)
+			}
+			if err := yield(first, nodes[:n]); err != nil {
+				return err
+			}
+			first += n
+		}
+	}
+	return nil
+}
+
 func (k *kept) close() error {
 	if k == nil {
 		return nil

@@ -41,6 +41,9 @@ func (j *job) relay(ctx context.Context, a, b Side) (*Report, error) {
 		g.Go(func() error { return r.stream(i, r.back(to[i], from[i], all)) })
 	}
 	if err := g.Wait(); err != nil {
+		if told := r.told.Load(); told != nil {
+			return nil, *told // what the links say came after
+		}
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx) // the links only say that they are closed
 		}
@@ -56,6 +59,14 @@ type relayed struct {
 	report reportReader
 	parted atomic.Bool // the source has said good-bye: its further streams may close
 	done   atomic.Bool
+	told   atomic.Pointer[error] // why one of the peers stopped, in its words
+}
+
+// tell notes what a peer says of its error, and returns it.
+func (r *relayed) tell(p []byte) error {
+	err := peerError(p)
+	r.told.CompareAndSwap(nil, &err)
+	return err
 }
 
 // over forgets the error of a link that was closed because the session is over.
@@ -107,7 +118,7 @@ func (r *relayed) back(to, from *transport.Conn, all []*transport.Conn) error {
 		}
 		kind, text := f.Kind, error(nil)
 		if kind == kindError {
-			text = peerError(f.Payload())
+			text = r.tell(f.Payload())
 		}
 		err = from.Forward(f)
 		f.Release()
@@ -127,7 +138,7 @@ func (r *relayed) back(to, from *transport.Conn, all []*transport.Conn) error {
 func (r *relayed) see(f *transport.Frame) error {
 	switch f.Kind {
 	case kindError:
-		return peerError(f.Payload())
+		return r.tell(f.Payload())
 	case kindReport:
 		return r.report.add(f.Payload())
 	case kindStart:

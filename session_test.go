@@ -300,6 +300,28 @@ func TestCompareDigest(t *testing.T) {
 	}
 }
 
+// TestCompareDigestSparse: a digest knows where its volume is zero, and only
+// what either side holds is read.
+func TestCompareDigestSparse(t *testing.T) {
+	v := &sparseMemory{memory{b: make([]byte, 64<<20)}}
+	copy(v.b[5<<20:], randomBytes(1, 1<<20))
+	path := filepath.Join(t.TempDir(), "v.fbt")
+	side := Side{Volume: v, Name: "v"}
+	if _, err := Digest(t.Context(), side, path, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	r, err := Compare(t.Context(), side, Side{Tree: path}, Options{})
+	if err != nil || !r.Equal() || r.CandidateBytes != 1<<20 {
+		t.Fatalf("unchanged: %+v, %v", r, err)
+	}
+	clear(v.b[5<<20 : 6<<20]) // a hole where the digest has data
+	copy(v.b[40<<20:], randomBytes(2, 1<<20))
+	r, err = Compare(t.Context(), side, Side{Tree: path}, Options{})
+	if err != nil || fmt.Sprint(r.Extents) != fmt.Sprint([]cbt.Extent{{Off: 5 << 20, End: 6 << 20}, {Off: 40 << 20, End: 41 << 20}}) {
+		t.Fatalf("changed: %+v, %v", r, err)
+	}
+}
+
 func TestDryRun(t *testing.T) {
 	src, dst := randomVolume(1, 2<<20), randomVolume(2, 2<<20)
 	before := bytes.Clone(dst.b)

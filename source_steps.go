@@ -153,11 +153,14 @@ func (s *source) position(ctx context.Context) (position, error) {
 	if s.tree != nil {
 		p.tree = &s.tree.facts
 	}
-	if s.vol == nil || s.exact() {
-		return p, nil
-	}
 	var err error
-	p.allocated, p.sparse, err = s.vol.allocated(ctx)
+	switch {
+	case s.vol != nil && !s.exact():
+		p.allocated, p.sparse, err = s.vol.allocated(ctx)
+	case s.vol == nil && s.tree != nil:
+		p.sparse = true
+		p.allocated, err = s.tree.allocated(ctx)
+	}
 	return p, err
 }
 

@@ -364,3 +364,34 @@ func TestSealAgain(t *testing.T) {
 		t.Errorf("only %d steps failed", failed)
 	}
 }
+
+// What Checkpoint returned for is there after a crash.
+func TestCheckpointIsDurable(t *testing.T) {
+	t.Parallel()
+	for seed := range uint64(20) {
+		d := newCrashDisk(seed)
+		b, err := Create(crashPath, crashShape, Options{disk: d})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range int64(2 * chunkLeaves) {
+			if err := b.SetLeaf(i, Hash{7, byte(i)}); err != nil {
+				t.Fatal(err)
+			}
+			if i == chunkLeaves {
+				if err := b.Checkpoint(context.Background()); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		b, err = Create(crashPath, crashShape, Options{disk: d.crash(), Resume: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for r := range b.Missing() {
+			if r.First < chunkLeaves {
+				t.Errorf("seed %d: leaves %v are gone", seed, r)
+			}
+		}
+	}
+}

@@ -29,7 +29,7 @@ var ErrShape = errors.New("unusable tree shape")
 type Algorithm uint8
 
 // The algorithms, both cryptographic: what a tree proves today it proves in a
-// year. BLAKE3 is twice as fast; SHA-256 is what auditors ask for by name.
+// year. BLAKE3 is the faster one; SHA-256 is what auditors ask for by name.
 const (
 	SHA256 Algorithm = 1
 	BLAKE3 Algorithm = 2
