@@ -2,6 +2,7 @@ package failback
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"sync/atomic"
@@ -52,7 +53,15 @@ func (m *meter) checkRead(count *atomic.Int64, n, want int, off int64, err error
 	if err == nil || err == io.EOF {
 		err = io.ErrUnexpectedEOF
 	}
-	return fmt.Errorf("read %s at %#x, %d of %d bytes: %w", m.name, off, n, want, err)
+	return m.named(err, fmt.Sprintf("read %s at %#x, %d of %d bytes", m.name, off, n, want))
+}
+
+// named says what was tried, unless the volume has said so itself.
+func (m *meter) named(err error, what string) error {
+	if _, ok := m.v.(*Disk); ok && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return err
+	}
+	return fmt.Errorf("%s: %w", what, err)
 }
 
 func (m *meter) writeAt(p []byte, off int64) error {
@@ -62,7 +71,7 @@ func (m *meter) writeAt(p []byte, off int64) error {
 		err = io.ErrShortWrite
 	}
 	if err != nil {
-		return fmt.Errorf("write %s at %#x, %d of %d bytes: %w", m.name, off, n, len(p), err)
+		return m.named(err, fmt.Sprintf("write %s at %#x, %d of %d bytes", m.name, off, n, len(p)))
 	}
 	return nil
 }
@@ -71,7 +80,7 @@ func (m *meter) writeAt(p []byte, off int64) error {
 func (m *meter) zeroAt(ctx context.Context, off, n int64) error {
 	if z, ok := m.v.(Zeroer); ok {
 		if err := z.ZeroAt(off, n); err != nil {
-			return fmt.Errorf("zero %s at %#x, %d bytes: %w", m.name, off, n, err)
+			return m.named(err, fmt.Sprintf("zero %s at %#x, %d bytes", m.name, off, n))
 		}
 		m.zeroed.Add(n)
 		return nil
@@ -91,7 +100,7 @@ func (m *meter) zeroAt(ctx context.Context, off, n int64) error {
 
 func (m *meter) sync() error {
 	if err := m.v.Sync(); err != nil {
-		return fmt.Errorf("flush %s: %w", m.name, err)
+		return m.named(err, "flush "+m.name)
 	}
 	return nil
 }
