@@ -157,6 +157,25 @@ func TestServerRunsMeanwhile(t *testing.T) {
 	}
 }
 
+// What this process used once is not the child's.
+func TestPeakIsTheChilds(t *testing.T) {
+	big := random(256 << 20)
+	if big[0] == 0 && big[1] == 0 {
+		t.Fatal("not random")
+	}
+	p, err := startProcess(t.Context(), []string{"true"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := p.wait()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f.PeakRSS > 128<<20 {
+		t.Errorf("the peak of \"true\" is %d MiB", f.PeakRSS>>20)
+	}
+}
+
 func TestJSONFacts(t *testing.T) {
 	for in, want := range map[string]any{
 		"{\"a\": 1}\n":              1.0,
