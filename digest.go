@@ -33,6 +33,9 @@ func Digest(ctx context.Context, s Side, path string, o Options) (*Report, error
 	if s.Dial == nil {
 		return digestHere(ctx, s, path, o)
 	}
+	if o.Resume {
+		return nil, usagef("%s: a digest of a volume at a peer cannot be resumed; make it there, or anew", s.label())
+	}
 	j := job{mode: modeDigest, o: o}
 	if _, err := rand.Read(j.session[:]); err != nil {
 		return nil, err
@@ -93,7 +96,7 @@ func digestHere(ctx context.Context, s Side, path string, o Options) (*Report, e
 		Reason: "a digest was asked for: the volume is read once", VolumeBytes: shape.Size,
 		CandidateBytes: shape.Size, Codec: map[string]int64{},
 	}
-	opts := merkle.Options{Identity: clip(vol.identity()), Workers: o.Workers / 2, Sparse: sparse}
+	opts := merkle.Options{Identity: clip(vol.identity()), Workers: max(1, o.Workers/2), Sparse: sparse, Resume: o.Resume}
 	if sparse {
 		r.CandidateBytes = cbt.Total(allocated)
 		for _, x := range allocated {

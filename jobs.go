@@ -109,6 +109,7 @@ func (j *job) local(ctx context.Context, a, b Side) (*Report, error) {
 	if err != nil {
 		return nil, errors.Join(err, t.close())
 	}
+	s.near = true
 	report, err := j.both(ctx, s, t)
 	return report, errors.Join(err, s.close(), t.close())
 }

@@ -78,6 +78,7 @@ type Options struct {
 	Timeout     time.Duration    // silence after which a peer is given up; default 30s
 	AllowLarger bool             // a target larger than the source is fine; its end is not touched
 	DryRun      bool             // compare and report, write nothing
+	Resume      bool             // Digest of a volume at hand: go on with one that was interrupted; the volume must not have changed since
 	Events      Events
 }
 

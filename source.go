@@ -25,6 +25,7 @@ type source struct {
 	tree    *kept             // the source's kept tree
 	peer    *kept             // the target's kept tree, where it lies with the source
 	dirty   *cbt.Map
+	near    bool // the target is in this process
 	// peerDirty is the target's map, where the caller has it and no tree of it.
 	peerDirty *cbt.Map
 	// digestPath is where a digest leaves its tree, builder the tree under way.

@@ -45,10 +45,16 @@ func (s *source) comparison(d decision) *comparison {
 	return c
 }
 
-// slots is how many units may be under way: enough to keep a disk busy and a
-// round trip filled, within half the window's worth of memory.
+// slots is how many units may be under way: enough to keep a disk busy, and
+// over a link to fill a round trip in which the pieces of differing leaves are
+// asked for. In one process, which holds the target's half too, a quarter of
+// that will do.
 func (s *source) slots(l *layout) int {
-	return int(max(int64(s.o.Workers)+2, min(s.o.Window/l.maxUnit()/2, 64)))
+	n := 2 * s.o.Window / l.maxUnit()
+	if s.near {
+		n /= 4
+	}
+	return int(max(int64(s.o.Workers)+2, min(n, 64)))
 }
 
 // move compares every candidate and sends what differs, or lists it.

@@ -332,11 +332,20 @@ func (s *source) conclude(sealed uint8) {
 		r.WireBytesOut += st.BytesOut
 		r.WireBytesIn += st.BytesIn
 	}
-	if sealed != 0 || s.mode == modeDigest {
+	if s.rootKept() {
+		s.facts.root = s.tree.facts.root
+	}
+	if sealed != 0 || s.mode == modeDigest || s.rootKept() {
 		root := s.facts.root.String()
 		r.Root = &root
 	}
 	s.judge()
+}
+
+// rootKept reports whether the source's kept tree is still the source's: then
+// its root stands for both sides, without reading anything for it.
+func (s *source) rootKept() bool {
+	return s.mode == modeSync && !s.o.DryRun && s.o.Seal == 0 && s.tree != nil && len(s.facts.mine.dirty) == 0
 }
 
 // judge says what the session came to.

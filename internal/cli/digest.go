@@ -16,6 +16,7 @@ type digestFlags struct {
 	output string
 	hash   hashName
 	leaf   byteSize
+	resume bool
 }
 
 func (a *app) digestCommand() *cobra.Command {
@@ -38,6 +39,7 @@ Exit codes: 0 done, 2 usage, 3 failed, 4 refused.`,
 	f.StringVarP(&d.output, "output", "o", "", "the `FILE` to write (required)")
 	f.Var(&d.hash, "hash", "blake3 or sha256")
 	f.Var(&d.leaf, "leaf", "bytes under one hash, 4KiB to 4MiB, a power of two (default 64KiB)")
+	f.BoolVar(&d.resume, "resume", false, "go on with a digest that was interrupted; VOLUME must not have changed since")
 	d.link.add(c)
 	a.addOutputFlags(c, &d.out)
 	return a.runs(c, func(ctx context.Context, args []string) error { return a.digest(ctx, &d, args[0]) })
@@ -57,11 +59,11 @@ func (a *app) digest(ctx context.Context, d *digestFlags, volume string) error {
 	}
 	u := a.ui(d.out)
 	report, err := failback.Digest(ctx, s.Side, d.output, failback.Options{
-		Hash: merkle.Algorithm(d.hash), Leaf: int64(d.leaf), Timeout: d.link.timeout, Events: u.events(),
+		Hash: merkle.Algorithm(d.hash), Leaf: int64(d.leaf), Timeout: d.link.timeout, Resume: d.resume, Events: u.events(),
 	})
 	u.done()
 	if err = closeSides(err, s); err != nil {
-		return &outcomeError{err, d.output + " is not a finished digest", "see to that, then run the same command again"}
+		return &outcomeError{err, d.output + " is not a finished digest", "see to that, then run the same command again, with --resume if the volume does not change meanwhile"}
 	}
 	report.Source = volume
 	return a.showDigest(report, d)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -205,9 +206,26 @@ func (s *server) drain(under *sync.WaitGroup, cut context.CancelFunc) {
 	under.Wait()
 }
 
+// busy is what a peer is told that comes when all places are taken.
+func busy(places int) *failback.RefusedError {
+	return &failback.RefusedError{Volume: "server",
+		Reason: fmt.Sprintf("%d connections are under way and no more are taken", places),
+		Next:   "try again later, or raise --max-connections there"}
+}
+
 func (s *server) accept(ctx context.Context, l net.Listener, under *sync.WaitGroup) error {
 	for {
 		conn, err := l.Accept()
+		if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
+			// Sessions under way will give descriptors back.
+			s.log.errorf("accept on %s: %v", dial.URL(l), err)
+			select {
+			case <-time.After(time.Second):
+				continue
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
 		if err != nil {
 			return fmt.Errorf("accept on %s: %w", dial.URL(l), err)
 		}
@@ -216,9 +234,11 @@ func (s *server) accept(ctx context.Context, l net.Listener, under *sync.WaitGro
 		case s.slots <- struct{}{}:
 		default:
 			s.log.errorf("connection %d closed: %d are under way, see --max-connections", id, cap(s.slots))
-			if err := conn.Close(); err != nil {
-				s.log.errorf("connection %d: %v", id, err)
-			}
+			under.Go(func() {
+				if err := s.core.Refuse(conn, busy(cap(s.slots))); err != nil {
+					s.log.errorf("connection %d: %v", id, err)
+				}
+			})
 			continue
 		}
 		under.Go(func() {
