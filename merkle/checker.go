@@ -146,6 +146,11 @@ func (c *checker) verifyAll(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	return c.padding()
+}
+
+// padding refuses anything but zeroes between the levels: less than a page each.
+func (c *checker) padding() error {
 	var pad [pageSize]byte
 	for level := c.lay.top(); level > 0; level-- {
 		from, to := c.lay.place(level, c.lay.width[level]), c.lay.off[level-1]

@@ -73,8 +73,10 @@ func newFile(d disk, path string, m media, write bool) (*File, error) {
 	}
 	c := f.checker()
 	defer f.checkers.Put(c)
-	_, err = c.nodes(f.st.lay.top(), 0, 1)
-	return f, err
+	if _, err = c.nodes(f.st.lay.top(), 0, 1); err != nil {
+		return f, err
+	}
+	return f, c.padding()
 }
 
 // checkSize returns an error unless the file is as long as its shape says.

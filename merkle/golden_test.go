@@ -232,7 +232,7 @@ var wrongTrees = map[string]wrongTree{
 		return b
 	}},
 	"below-zero": {want: errZeroParent, open: true, spoil: func(b []byte, l layout) []byte { node(b, l, 0, 20)[0] = 1; return b }},
-	"gap":        {want: errPadding, open: true, spoil: func(b []byte, l layout) []byte { b[l.off[0]-1] = 1; return b }},
+	"gap":        {want: errPadding, spoil: func(b []byte, l layout) []byte { b[l.off[0]-1] = 1; return b }},
 }
 
 // Trees that are wrong, each in one way, are refused for that.
