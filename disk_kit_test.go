@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -155,8 +156,21 @@ func addPartition(t testing.TB, disk string, number int, off, size int64) string
 		t.Skipf("needs partitions on loop devices: %v", err)
 	}
 	t.Cleanup(func() {
-		if err := call(unix.BLKPG_DEL_PARTITION); err != nil {
-			t.Errorf("remove partition %d of %s: %v", number, disk, err)
+		// Whoever looks at new devices (udev, mkfs of another test) may hold it for a moment.
+		late := time.After(10 * time.Second)
+		tick := time.NewTicker(20 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			err := call(unix.BLKPG_DEL_PARTITION)
+			if err == nil {
+				return
+			}
+			select {
+			case <-tick.C:
+			case <-late:
+				t.Errorf("remove partition %d of %s: %v", number, disk, err)
+				return
+			}
 		}
 	})
 	return fmt.Sprintf("%sp%d", disk, number)
