@@ -67,6 +67,11 @@ func newFile(d disk, path string, m media, write bool) (*File, error) {
 		if !write {
 			return nil, fmt.Errorf("open %s: %w", path, ErrUpdating)
 		}
+		// What we read may be in a cache only, left by a process that was killed
+		// before its header was durable. It has to be on the medium before nodes are.
+		if err := m.Sync(); err != nil {
+			return nil, fmt.Errorf("sync tree header: %w", err)
+		}
 		if err := f.recover(); err != nil {
 			return nil, err
 		}
