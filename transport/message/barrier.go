@@ -7,22 +7,25 @@ package message
 //	off size field
 //	  0    8 id         1 for the first, one more for each
 //	  8    8 frames     Data, Zero and Discard frames sent before it on this connection
-//	 16    1 final      1 if no data follows, else 0
+//	 16    8 done       bytes; every candidate below is finished with: equal, or sent before this
+//	 24    1 final      1 if no data follows, else 0
 type Barrier struct {
 	ID     uint64
 	Frames uint64
+	Done   int64 // bytes
 	Final  bool
 }
 
 // Append adds the encoding to b.
 func (m Barrier) Append(b []byte) []byte {
-	return putBool(put64(put64(b, m.ID), m.Frames), m.Final)
+	return putBool(put64(put64(put64(b, m.ID), m.Frames), uint64(m.Done)), m.Final)
 }
 
 // Decode reads the encoding in b.
 func (m *Barrier) Decode(b []byte) error {
 	r := reader{b: b, message: "Barrier"}
-	m.ID, m.Frames, m.Final = r.u64("id"), r.u64("frames"), r.bool("final")
+	m.ID, m.Frames = r.u64("id"), r.u64("frames")
+	m.Done, m.Final = r.size("done"), r.bool("final")
 	return r.end()
 }
 

@@ -3,8 +3,8 @@ package message
 import "github.com/failback/failback/transport"
 
 const (
-	// PieceSize is the unit of comparison inside a leaf, in bytes.
-	PieceSize = 4096
+	// pieceSize is the unit of comparison inside a leaf, in bytes.
+	pieceSize = 4096
 	// MaxSpans is the most spans that one Data, Zero or Discard carries.
 	MaxSpans = 2048
 )
@@ -60,7 +60,7 @@ func (m *Data) Decode(b []byte) error {
 		r.span(i, s, end, transport.MaxRaw)
 		end = s.End
 		raw += s.End - s.Off
-		pieces += (s.End - s.Off + PieceSize - 1) / PieceSize
+		pieces += (s.End - s.Off + pieceSize - 1) / pieceSize
 		if raw > transport.MaxRaw {
 			r.bad("len", "more than %d bytes in all", transport.MaxRaw)
 		}

@@ -34,6 +34,8 @@ func (c Code) String() string {
 		return "verification"
 	case CodeVersion:
 		return "version"
+	case CodeBusy:
+		return "busy"
 	}
 	return fmt.Sprintf("code %d", uint8(c))
 }
@@ -47,8 +49,9 @@ const (
 	CodeProtocol     Code = 5 // a message that has no place there
 	CodeInternal     Code = 6
 	CodeCancelled    Code = 7
-	CodeVerification Code = 8 // the medium does not hold what was written
-	CodeVersion      Code = 9 // no version that both sides speak
+	CodeVerification Code = 8  // the medium does not hold what was written
+	CodeVersion      Code = 9  // no version that both sides speak
+	CodeBusy         Code = 10 // refused for now: something else holds the volume
 )
 
 // Report carries the session's report, JSON, over as many messages as it takes.
@@ -80,7 +83,7 @@ func (m *Report) Decode(b []byte) error {
 // Error ends a session and says why, to which volume, and what to do next.
 //
 //	off size field
-//	  0    1 code       1 to 9, see Code
+//	  0    1 code       1 to 10, see Code
 //	  1      text       str16, at most 4096 bytes
 //	  +      next       str16, at most 1024 bytes
 //	  +      volume     str16, at most 4096 bytes
@@ -100,7 +103,7 @@ func (m Error) Append(b []byte) []byte {
 // Decode reads the encoding in b.
 func (m *Error) Decode(b []byte) error {
 	r := reader{b: b, message: "Error"}
-	m.Code = Code(r.between("code", uint8(CodeRefused), uint8(CodeVersion)))
+	m.Code = Code(r.between("code", uint8(CodeRefused), uint8(CodeBusy)))
 	m.Text = r.str16("text", maxText)
 	m.Next = r.str16("next", maxNext)
 	m.Volume = r.str16("volume", maxVolume)

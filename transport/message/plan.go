@@ -14,6 +14,8 @@ package message
 //	  +    8 candidates bytes that are looked at, at most 2^62
 //	  +    1 verify     0 none, 1 what was written, 2 the whole volume
 //	  +    1 seal       0 none, 1 SHA-256, 2 BLAKE3
+//	  +    8 resume     bytes; what lies below is not looked at: the journal in Info vouches for it
+//	  +   32 basis      hash of what the plan rests on: only a session with the same may go on with this one
 type Plan struct {
 	Rung       uint8
 	Reason     string
@@ -24,13 +26,16 @@ type Plan struct {
 	Candidates int64  // bytes
 	Verify     uint8
 	Seal       uint8
+	Resume     int64 // bytes
+	Basis      [32]byte
 }
 
 // Append adds the encoding to b.
 func (m Plan) Append(b []byte) []byte {
 	b = putStr16(append(b, m.Rung), m.Reason, maxReason)
 	b = put32(append(b, m.Level, m.Digest, m.From), m.Leaf)
-	return append(put64(b, uint64(m.Candidates)), m.Verify, m.Seal)
+	b = append(put64(b, uint64(m.Candidates)), m.Verify, m.Seal)
+	return append(put64(b, uint64(m.Resume)), m.Basis[:]...)
 }
 
 // Decode reads the encoding in b.
@@ -45,6 +50,8 @@ func (m *Plan) Decode(b []byte) error {
 	m.Candidates = r.size("candidates")
 	m.Verify = r.between("verify", 0, 2)
 	m.Seal = r.between("seal", 0, 2)
+	m.Resume = r.size("resume")
+	copy(m.Basis[:], r.bytes("basis", len(m.Basis)))
 	return r.end()
 }
 

@@ -13,7 +13,9 @@ package message
 //	  +    1 seal       0 none, 1 SHA-256, 2 BLAKE3
 //	  +    1 rung       0 highest that holds, 1 to 6 this one
 //	  +    4 flags      bit 0 target may be larger, bit 1 dry run, bit 2 dirty
-//	                    map follows as Extents, bit 3 trust kept trees
+//	                    map follows as Extents, bit 3 trust kept trees, bit 4 medium as in Start
+//	  +    1 resume     as in Start
+//	  +    1 undo       as in Start
 type Task struct {
 	Mode        uint8 // 1 sync, 2 compare, 3 digest
 	Codec       string
@@ -28,6 +30,9 @@ type Task struct {
 	DryRun      bool
 	Dirty       bool // Extents with purpose 1 follow
 	TrustTrees  bool
+	Medium      bool
+	Resume      uint8 // 0 begin anew, 1 must, 2 if possible
+	Undo        uint8 // 0 no, 1 must, 2 as far as possible
 }
 
 // Append adds the encoding to b.
@@ -36,7 +41,8 @@ func (m Task) Append(b []byte) []byte {
 	b = append(put64(b, uint64(m.Limit)), m.Streams)
 	b = put32(put32(b, m.Window), m.Leaf)
 	b = append(b, m.Verify, m.Seal, m.Rung)
-	return put32(b, flagBits(m.AllowLarger, m.DryRun, m.Dirty, m.TrustTrees))
+	b = put32(b, flagBits(m.AllowLarger, m.DryRun, m.Dirty, m.TrustTrees, m.Medium))
+	return append(b, m.Resume, m.Undo)
 }
 
 // Decode reads the encoding in b.
@@ -56,9 +62,10 @@ func (m *Task) Decode(b []byte) error {
 	m.Verify = r.between("verify", 0, 2)
 	m.Seal = r.between("seal", 0, 2)
 	m.Rung = r.between("rung", 0, 6)
-	flags := r.flags("flags", 15)
+	flags := r.flags("flags", 31)
 	m.AllowLarger, m.DryRun = flags&1 != 0, flags&2 != 0
-	m.Dirty, m.TrustTrees = flags&4 != 0, flags&8 != 0
+	m.Dirty, m.TrustTrees, m.Medium = flags&4 != 0, flags&8 != 0, flags&16 != 0
+	m.Resume, m.Undo = r.between("resume", 0, 2), r.between("undo", 0, 2)
 	return r.end()
 }
 
@@ -72,8 +79,12 @@ const maxStreams = 64
 //	 16    1 mode       1 sync, 2 compare, 3 digest
 //	 17   16 share      random; half of the key of the session's digests
 //	 33      volume     VolumeInfo of the source
-//	  +    4 flags      bit 0 target may be larger, bit 1 send allocated extents, bit 2 dry run
+//	  +    4 flags      bit 0 target may be larger, bit 1 send allocated extents, bit 2 dry run,
+//	                    bit 3 the target compares what lies on its medium, past every cache
 //	  +    1 streams    connections the source will use, 0 to 64; 0 is one
+//	  +    1 resume     an interrupted session: 0 begin anew, 1 go on with it, 2 if that is possible
+//	  +    1 undo       save what is overwritten: 0 as the target likes, 1 all of it, 2 as far as possible
+//	  +      stamp      str8: changes when the source's volume is written; empty if nothing tells
 type Start struct {
 	Session     [16]byte
 	Mode        uint8 // 1 sync, 2 compare, 3 digest
@@ -82,14 +93,19 @@ type Start struct {
 	AllowLarger bool
 	Allocated   bool // the target is to send its allocated extents
 	DryRun      bool
+	Medium      bool // the target compares what lies on its medium
 	Streams     uint8
+	Resume      uint8  // 0 begin anew, 1 must, 2 if possible
+	Undo        uint8  // 0 no, 1 must, 2 as far as possible
+	Stamp       string // changes when the source is written
 }
 
 // Append adds the encoding to b.
 func (m Start) Append(b []byte) []byte {
 	b = append(append(b, m.Session[:]...), m.Mode)
 	b = m.Volume.append(append(b, m.Share[:]...))
-	return append(put32(b, flagBits(m.AllowLarger, m.Allocated, m.DryRun)), m.Streams)
+	b = put32(b, flagBits(m.AllowLarger, m.Allocated, m.DryRun, m.Medium))
+	return putStr8(append(b, m.Streams, m.Resume, m.Undo), m.Stamp)
 }
 
 // Decode reads the encoding in b.
@@ -99,9 +115,11 @@ func (m *Start) Decode(b []byte) error {
 	m.Mode = r.between("mode", 1, 3)
 	copy(m.Share[:], r.bytes("share", len(m.Share)))
 	m.Volume.decode(&r)
-	flags := r.flags("flags", 7)
-	m.AllowLarger, m.Allocated, m.DryRun = flags&1 != 0, flags&2 != 0, flags&4 != 0
+	flags := r.flags("flags", 15)
+	m.AllowLarger, m.Allocated, m.DryRun, m.Medium = flags&1 != 0, flags&2 != 0, flags&4 != 0, flags&8 != 0
 	m.Streams = r.between("streams", 0, maxStreams)
+	m.Resume, m.Undo = r.between("resume", 0, 2), r.between("undo", 0, 2)
+	m.Stamp = r.str8("stamp")
 	return r.end()
 }
 
@@ -109,21 +127,40 @@ func (m *Start) Decode(b []byte) error {
 //
 //	off size field
 //	  0   16 share      random; the other half of the key
-//	 16      volume     VolumeInfo of the target
+//	 16    1 journal    1 if an interrupted session can be gone on with, else 0
+//	 17      volume     VolumeInfo of the target
+//	         journal    with journal 1: done u64 (bytes; below it both sides were found equal
+//	                    and that is durable, at most 2^62), basis 32 bytes (that session's, see
+//	                    Plan), stamp str8 (that session's, see Start)
 type Info struct {
-	Share  [16]byte
-	Volume VolumeInfo
+	Share   [16]byte
+	Volume  VolumeInfo
+	Journal bool     // what follows is set
+	Done    int64    // bytes
+	Basis   [32]byte // of the interrupted session
+	Stamp   string   // of the source then
 }
 
 // Append adds the encoding to b.
 func (m Info) Append(b []byte) []byte {
-	return m.Volume.append(append(b, m.Share[:]...))
+	b = m.Volume.append(putBool(append(b, m.Share[:]...), m.Journal))
+	if !m.Journal {
+		return b
+	}
+	return putStr8(append(put64(b, uint64(m.Done)), m.Basis[:]...), m.Stamp)
 }
 
 // Decode reads the encoding in b.
 func (m *Info) Decode(b []byte) error {
 	r := reader{b: b, message: "Info"}
 	copy(m.Share[:], r.bytes("share", len(m.Share)))
+	m.Journal = r.bool("journal")
 	m.Volume.decode(&r)
+	m.Done, m.Basis, m.Stamp = 0, [32]byte{}, ""
+	if m.Journal {
+		m.Done = r.size("done")
+		copy(m.Basis[:], r.bytes("basis", len(m.Basis)))
+		m.Stamp = r.str8("stamp")
+	}
 	return r.end()
 }

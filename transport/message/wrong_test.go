@@ -51,6 +51,7 @@ func wrongOpenings(ex map[string]message.Message) []wrong {
 	open, opened, task := ex["open/source"], ex["opened"], ex["task"]
 	opened2 := ex["opened/tree"]
 	treeAt := len(opened2.Append(nil)) - 45
+	start, journal := ex["start"], ex["info/journal"]
 	const big = 1 << 62
 	return []wrong{
 		{open, "magic", with(open, 0, 'F')},
@@ -87,10 +88,18 @@ func wrongOpenings(ex map[string]message.Message) []wrong {
 		{task, "verify", with(task, 23, 3)},
 		{task, "seal", with(task, 24, 3)},
 		{task, "rung", with(task, 25, 7)},
-		{task, "flags", with(task, 26, 16)},
+		{task, "flags", with(task, 26, 32)},
+		{task, "resume", with(task, 30, 3)},
+		{task, "undo", with(task, 31, 3)},
 		{ex["start"], "mode", with(ex["start"], 16, 0)},
-		{ex["start"], "flags", with(ex["start"], len(ex["start"].Append(nil))-5, 8)},
-		{ex["info"], "size", with(ex["info"], 16, 1)},
+		{start, "flags", with(start, len(start.Append(nil))-18, 16)},
+		{start, "resume", with(start, len(start.Append(nil))-13, 3)},
+		{start, "undo", with(start, len(start.Append(nil))-12, 3)},
+		{start, "stamp", with(start, len(start.Append(nil))-10, '\n')},
+		{ex["info"], "journal", with(ex["info"], 16, 2)},
+		{ex["info"], "size", with(ex["info"], 17, 1)},
+		{journal, "done", with(journal, len(journal.Append(nil))-44, 0x80)},
+		{journal, "basis", journal.Append(nil)[:len(journal.Append(nil))-12]},
 	}
 }
 
@@ -119,6 +128,8 @@ func wrongPlans(ex map[string]message.Message) []wrong {
 		{plan, "candidates", with(plan, 60, 0x80)},
 		{plan, "verify", with(plan, 61, 3)},
 		{plan, "seal", with(plan, 62, 3)},
+		{plan, "resume", with(plan, 70, 0x80)},
+		{plan, "basis", plan.Append(nil)[:102]},
 		{ex["agree"], "window", []byte{0xff, 0xff, 0x1f, 0}},
 		{ex["agree"], "end", append(ex["agree"].Append(nil), 0)},
 		{ex["bye"], "end", []byte{0}},
@@ -155,7 +166,8 @@ func wrongWork(ex map[string]message.Message) []wrong {
 		{ex["zero"], "len", data(1, u64(0, 1<<40+512))},
 		{ex["zero"], "off", data(2, u64(512, 512, 0, 512))},
 		{ex["discard"], "len", data(1, u64(0, 0))},
-		{ex["barrier"], "final", with(ex["barrier"], 16, 2)},
+		{ex["barrier"], "done", with(ex["barrier"], 23, 0x80)},
+		{ex["barrier"], "final", with(ex["barrier"], 24, 2)},
 		{ex["ack"], "written", with(ex["ack"], 15, 0x80)},
 		{ex["ack"], "verified", with(ex["ack"], 23, 0x80)},
 		{ex["credit"], "bytes", []byte{0, 0, 0, 0}},
@@ -179,7 +191,7 @@ func wrongWork(ex map[string]message.Message) []wrong {
 		{ex["report"], "last", []byte{2}},
 		{ex["report"], "chunk", make([]byte, 2+message.MaxChunk)},
 		{ex["error"], "code", with(ex["error"], 0, 0)},
-		{ex["error"], "code", with(ex["error"], 0, 10)},
+		{ex["error"], "code", with(ex["error"], 0, 11)},
 		{ex["error"], "text", with(ex["error"], 1, 1, 16)},
 	}
 }
