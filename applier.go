@@ -20,9 +20,13 @@ import (
 //
 //  1. sync the volume: the data is on the medium, nobody has been told
 //  2. read it back from the medium and hold it against the source's digests (L7)
-//  3. acknowledge: only now may the source forget these blocks (L2)
+//  3. record in the journal how far the source had come: a session that goes on
+//     with this one begins there
+//  4. acknowledge: only now may the source forget these blocks (L2)
 //
 // A crash between any two repeats work at the next session and loses none.
+// Before a frame is written, the journal says that the target is inconsistent,
+// and what lies there is in the undo log, both durable.
 type applier struct {
 	vol     *meter
 	layout  *layout
@@ -30,11 +34,20 @@ type applier struct {
 	conn    *transport.Conn // acknowledgements and credit go here
 	writers int
 	sparing bool // nobody knows whether something lies there: zeroes are always punched
+	log     *logbook
+	undo    saver // nil: what is overwritten is not saved
+	span    int64 // bytes the session is about
+	done    int64 // what the journal says is finished with; commit's alone
+	goesOn  bool  // the session is not over with the final generation
 
 	jobs  chan writeJob
 	turns chan *generation // in order
 	over  chan struct{}    // closed when the final generation is done
 
+	kept     atomic.Int64 // bytes of records that are remembered
+	covered  atomic.Int64 // bytes written and zeroed
+	most     int64        // bytes of the candidates
+	settled  atomic.Bool  // the final generation is durable and read back
 	received atomic.Int64 // stored bytes of bodies, for progress
 
 	mu      sync.Mutex
@@ -55,6 +68,7 @@ type inflow struct {
 type generation struct {
 	id       uint64
 	final    bool
+	done     int64 // bytes; below it the source is finished with everything
 	next     *generation
 	mu       sync.Mutex
 	pending  int // frames not yet written, and barriers not yet come
@@ -73,9 +87,10 @@ type record struct {
 // of the window and up to 1.2 MiB of memory: the window alone does not bound it.
 const maxJobs = 16
 
-// maxKept bounds what is remembered of a generation, bytes. A source that sets
-// its barriers in time stays below a third of it.
-const maxKept = 32 << 20
+// maxKept bounds what is remembered of all generations that are not yet
+// acknowledged, bytes. A source that sets its barriers in time stays below it
+// even with every piece in a frame of its own.
+const maxKept = 96 << 20
 
 // kept is what a record takes of maxKept.
 func (r *record) kept() int { return 96 + 16*len(r.spans) + len(r.sums) }
@@ -108,13 +123,22 @@ func (g *generation) settle() {
 	}
 }
 
-// keep notes what is to be read back.
-func (g *generation) keep(r *record) error {
+// keep notes what is to be read back, and holds the session to what it may write:
+// no candidate twice.
+func (a *applier) keep(g *generation, r *record) error {
+	n := int64(0)
+	for _, x := range r.spans {
+		n += x.End - x.Off
+	}
+	if a.covered.Add(n) > a.most {
+		return protocolf("more data than the %d bytes of the candidates", a.most)
+	}
+	if a.kept.Add(int64(r.kept())) > maxKept {
+		return protocolf("more than %d bytes to remember of what is not acknowledged", int64(maxKept))
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.kept += r.kept(); g.kept > maxKept {
-		return protocolf("more than %d bytes to remember of what came without a barrier", maxKept)
-	}
+	g.kept += r.kept()
 	g.records = append(g.records, *r)
 	return nil
 }
@@ -170,7 +194,10 @@ func (a *applier) barrier(stream int, m message.Barrier) error {
 	}
 	if gen.next == nil {
 		// The first stream to get here says whether the generation is the last.
-		gen.final = m.Final
+		gen.final, gen.done = m.Final, m.Done
+		if m.Done > a.span {
+			return protocolf("barrier %d says %d of %d bytes are finished with", m.ID, m.Done, a.span)
+		}
 		gen.next = newGeneration(gen.id+1, len(a.streams))
 		a.newest = gen.next
 		select {
@@ -178,8 +205,8 @@ func (a *applier) barrier(stream int, m message.Barrier) error {
 		default:
 			return protocolf("barrier %d, though none of the last %d is acknowledged", m.ID, cap(a.turns))
 		}
-	} else if gen.final != m.Final {
-		return protocolf("barrier %d is final on one stream only", m.ID)
+	} else if gen.final != m.Final || gen.done != m.Done {
+		return protocolf("barrier %d says one thing on one stream and another on the next", m.ID)
 	}
 	in.gen, in.final = gen.next, m.Final
 	gen.settle()
@@ -198,7 +225,7 @@ func (a *applier) write(ctx context.Context) error {
 			r, err := w.apply(ctx, j.frame)
 			j.frame.Release()
 			if err == nil {
-				err = j.gen.keep(r)
+				err = a.keep(j.gen, r)
 			}
 			if err != nil {
 				return err
@@ -237,15 +264,25 @@ func (a *applier) commit(ctx context.Context) error {
 		}
 		// The last time also with nothing written: what was found equal may have
 		// been written by a session that was cut before it came to this.
-		if len(gen.records) > 0 || gen.final {
+		if len(gen.records) > 0 || gen.final || gen.done > a.done {
 			if err := a.vol.sync(); err != nil {
 				return err
 			}
+		}
+		if x, twice := overlap(gen.records); twice {
+			return protocolf("data for %v twice before barrier %d", x, gen.id)
 		}
 		if err := a.verify(ctx, gen); err != nil {
 			return err
 		}
 		gen.records = nil
+		a.kept.Add(-int64(gen.kept))
+		if err := a.record(gen); err != nil {
+			return err
+		}
+		if gen.final {
+			a.settled.Store(true)
+		}
 		ack := message.Ack{ID: gen.id, Written: a.vol.written.Load(), Verified: a.vol.verified.Load()}
 		if err := a.conn.Send(kindAck, ack.Append(nil)); err != nil {
 			return err
@@ -255,6 +292,16 @@ func (a *applier) commit(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// record notes in the journal what the source is finished with. After the final
+// generation of a session with nothing more to do the journal is ended anyway.
+func (a *applier) record(gen *generation) error {
+	if gen.done <= a.done || gen.final && !a.goesOn {
+		return nil
+	}
+	a.done = gen.done
+	return a.log.reach(gen.done, a.vol.written.Load())
 }
 
 // verify reads a generation back from the medium.
@@ -314,6 +361,23 @@ func (a *applier) verifyRecord(ctx context.Context, t *tagger, r *record, buf []
 	return nil
 }
 
+// ready makes what must be durable before spans are overwritten.
+func (a *applier) ready(ctx context.Context, spans []message.Extent) error {
+	if err := a.log.touch(); err != nil {
+		return err
+	}
+	if a.undo == nil {
+		return nil
+	}
+	if err := a.undo.save(ctx, a.vol, spans); err != nil {
+		return err
+	}
+	for _, x := range spans {
+		a.vol.saved.Add(x.End - x.Off)
+	}
+	return nil
+}
+
 // A writer applies frames; it serves one goroutine.
 type writer struct {
 	a    *applier
@@ -330,7 +394,7 @@ func (w *writer) close() {
 
 func (w *writer) apply(ctx context.Context, f *transport.Frame) (*record, error) {
 	if f.Kind == kindData {
-		return w.applyData(f)
+		return w.applyData(ctx, f)
 	}
 	// A discard is a promise that the content does not matter any more; what
 	// counts here is that it reads as zeroes on both sides, so it is a zero.
@@ -341,6 +405,11 @@ func (w *writer) apply(ctx context.Context, f *transport.Frame) (*record, error)
 		if !w.a.layout.contains(x.Off, x.End-x.Off) {
 			return nil, protocolf("zeroes for %v, which is not among the candidates", cbt.Extent(x))
 		}
+	}
+	if err := w.a.ready(ctx, w.zero.Spans); err != nil {
+		return nil, err
+	}
+	for _, x := range w.zero.Spans {
 		if err := w.clear(ctx, x); err != nil {
 			return nil, err
 		}
@@ -372,7 +441,7 @@ func (w *writer) clear(ctx context.Context, x message.Extent) error {
 	return nil
 }
 
-func (w *writer) applyData(f *transport.Frame) (*record, error) {
+func (w *writer) applyData(ctx context.Context, f *transport.Frame) (*record, error) {
 	if err := w.data.Decode(f.Head); err != nil {
 		return nil, err
 	}
@@ -395,6 +464,9 @@ func (w *writer) applyData(f *transport.Frame) (*record, error) {
 	}
 	body, err := transport.Decode(f, room)
 	if err != nil {
+		return nil, err
+	}
+	if err := w.a.ready(ctx, w.data.Spans); err != nil {
 		return nil, err
 	}
 	for _, x := range w.data.Spans {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -37,6 +38,9 @@ type comparison struct {
 	release func(low int64) error
 	// settled is told the bytes of each unit that is finished.
 	settled func(bytes int64)
+	// mark is called at intervals of pace, every sink flushed; 0: never.
+	mark func(ctx context.Context) error
+	pace time.Duration
 
 	slots chan struct{}
 	// ahead holds an element for each unit handed out since the last release,
@@ -49,11 +53,12 @@ type comparison struct {
 
 	mu        sync.Mutex
 	table     map[int64]*entry
-	open      int64 // units handed out and not finished
-	next      int64 // number of the first unit not handed out
-	exhausted bool  // there is none
-	low       int64 // every unit below is finished
-	finished  map[int64]struct{}
+	open      int64           // units handed out and not finished
+	next      int64           // number of the first unit not handed out
+	exhausted bool            // there is none
+	low       int64           // every unit below is finished
+	finished  map[int64]int64 // units at or above low, with the offset each ends at
+	end       int64           // offset; every candidate below is finished
 	closed    bool
 }
 
@@ -94,7 +99,7 @@ func newComparison(l *layout, digest int, slots int) *comparison {
 		layout: l, size: digest,
 		slots: make(chan struct{}, slots), jobs: make(chan *entry, slots), asks: make(chan *entry, slots),
 		freed: make(chan struct{}, 1), over: make(chan struct{}),
-		table: make(map[int64]*entry), finished: make(map[int64]struct{}),
+		table: make(map[int64]*entry), finished: make(map[int64]int64),
 	}
 }
 
@@ -106,12 +111,17 @@ func (c *comparison) run(ctx context.Context, scans []scanFunc, sinks []sink) er
 	for _, scan := range scans {
 		g.Go(func() error { return c.scan(ctx, w, scan) })
 	}
-	for _, s := range sinks {
-		g.Go(func() error { return c.drain(ctx, s) })
+	flushes := make([]chan chan<- struct{}, len(sinks))
+	for i, s := range sinks {
+		flushes[i] = make(chan chan<- struct{})
+		g.Go(func() error { return c.drain(ctx, s, flushes[i]) })
+	}
+	if c.pace > 0 {
+		g.Go(func() error { return c.keepPace(ctx, flushes) })
 	}
 	g.Go(func() error { return c.talk(ctx) })
 	err := g.Wait()
-	return c.end(err)
+	return c.giveUp(err)
 }
 
 func (c *comparison) scan(ctx context.Context, w *walker, scan scanFunc) error {
@@ -269,11 +279,16 @@ func (c *comparison) deliverPieces(index int64, leaves uint64, tags []tag) error
 	return nil
 }
 
-// drain feeds one sink.
-func (c *comparison) drain(ctx context.Context, s sink) error {
+// drain feeds one sink, and flushes it when it is told to.
+func (c *comparison) drain(ctx context.Context, s sink, flushes <-chan chan<- struct{}) error {
 	defer s.close()
 	for {
 		select {
+		case done := <-flushes:
+			if err := s.flush(ctx); err != nil {
+				return err
+			}
+			close(done)
 		case e, ok := <-c.jobs:
 			if !ok {
 				return s.flush(ctx)
@@ -288,6 +303,50 @@ func (c *comparison) drain(ctx context.Context, s sink) error {
 	}
 }
 
+// keepPace has every sink flushed at intervals and then mark called, so that what
+// is finished with can be made durable however little of it differs.
+func (c *comparison) keepPace(ctx context.Context, flushes []chan chan<- struct{}) error {
+	t := time.NewTicker(c.pace)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+		case <-c.over:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		for _, flush := range flushes {
+			done := make(chan struct{})
+			select {
+			case flush <- done:
+			case <-c.over: // its last flush is its own
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+			select {
+			case <-done:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		if err := c.mark(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// reached returns the offset below which every candidate is finished with.
+func (c *comparison) reached() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.exhausted && c.open == 0 {
+		return c.layout.size
+	}
+	return c.end
+}
+
 // finish forgets e and frees its slot.
 func (c *comparison) finish(e *entry) {
 	if c.settled != nil {
@@ -299,13 +358,11 @@ func (c *comparison) finish(e *entry) {
 		e.buf = nil
 	}
 	delete(c.table, e.unit.index)
-	c.finished[e.unit.index] = struct{}{}
+	c.finished[e.unit.index] = e.unit.exts[len(e.unit.exts)-1].End
 	before := c.low / releaseEvery
-	for {
-		if _, ok := c.finished[c.low]; !ok {
-			break
-		}
+	for end, ok := c.finished[c.low]; ok; end, ok = c.finished[c.low] {
 		delete(c.finished, c.low)
+		c.end = end
 		c.low++
 	}
 	moved := c.low/releaseEvery != before
@@ -370,8 +427,8 @@ func (c *comparison) talk(ctx context.Context) error {
 	}
 }
 
-// end gives back what a comparison that failed still holds.
-func (c *comparison) end(err error) error {
+// giveUp gives back what a comparison that failed still holds.
+func (c *comparison) giveUp(err error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.closed = true

@@ -180,7 +180,7 @@ func (d *Disk) lock() error {
 	case nil:
 		return nil
 	case unix.EAGAIN, unix.EACCES:
-		return &RefusedError{Volume: d.path, cause: err,
+		return &RefusedError{Volume: d.path, cause: err, busy: true,
 			Reason: "another failback holds it, or another program (a virtual machine?) has locked it",
 			Next:   "wait for that to end, or stop it; lslocks shows locks"}
 	}

@@ -10,6 +10,8 @@
 //   - unit.go, hash.go, compare.go: how both sides walk the same units and
 //     find the pieces that differ;
 //   - source.go and target.go: the two roles, step by step;
+//   - logbook.go, resume.go, retry.go: the target's journal, and how an
+//     interrupted session is gone on with;
 //   - serve.go: how a volume is made reachable from elsewhere.
 //
 // The library writes to no log and starts nothing by itself: a function runs

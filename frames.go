@@ -115,6 +115,9 @@ func (r *extentReader) add(p []byte) (bool, error) {
 	if m.Purpose != r.purpose {
 		return false, protocolf("list of purpose %d where %d belongs", m.Purpose, r.purpose)
 	}
+	if len(m.Extents) == 0 && !m.Last {
+		return false, protocolf("list that goes on with nothing in it")
+	}
 	if len(r.list)+len(m.Extents) > maxListed {
 		return false, protocolf("list of more than %d extents", maxListed)
 	}
@@ -193,6 +196,8 @@ func codeOf(err error) message.Code {
 	switch {
 	case errors.As(err, &said):
 		return said.Code
+	case errors.As(err, &refused) && refused.busy:
+		return message.CodeBusy
 	case errors.As(err, &refused):
 		return message.CodeRefused
 	case errors.As(err, &usage):

@@ -72,9 +72,20 @@ func between(ctx context.Context, m mode, a, b Side, o Options) (*Report, error)
 		return nil, err
 	}
 	j := job{mode: m, o: o}
+	if o.Resume {
+		j.resume = resumeMust
+	}
 	if _, err := rand.Read(j.session[:]); err != nil {
 		return nil, err
 	}
+	if m == modeSync && !o.DryRun {
+		return j.persist(ctx, a, b)
+	}
+	return j.once(ctx, a, b)
+}
+
+// once runs one session.
+func (j *job) once(ctx context.Context, a, b Side) (*Report, error) {
 	switch {
 	case a.Dial == nil && b.Dial == nil:
 		return j.local(ctx, a, b)
@@ -91,6 +102,8 @@ type job struct {
 	mode    mode
 	session [16]byte
 	o       Options
+	resume  uint8
+	medium  bool // compare with the target's medium
 }
 
 // local joins both roles by a pipe: the session is the same as between machines.
@@ -173,6 +186,7 @@ func (j *job) pull(ctx context.Context, a, b Side) (*Report, error) {
 	if err := j.assign(ctx, far, a, Side{}, volumeInfo(position{name: t.name, size: t.vol.v.Size()}, t.vol)); err != nil {
 		return nil, errors.Join(err, far.close(), t.close())
 	}
+	t.session, t.pulling = j.session, true
 	report, err := t.run(ctx)
 	return report, errors.Join(err, t.close())
 }
@@ -195,7 +209,13 @@ func (j *job) sourceOver(ctx context.Context, a, b Side, conns []*transport.Conn
 	}
 	s := &source{
 		o: j.o, mode: j.mode, session: j.session, name: a.label(), links: conns, dirty: a.Dirty,
-		chooser: chooser, out: newOutlet(conns),
+		chooser: chooser, out: newOutlet(conns), resume: j.resume, medium: j.medium,
+	}
+	s.out.reached = s.reached
+	if j.writes() {
+		if err := refuseInconsistent(a); err != nil {
+			return nil, err
+		}
 	}
 	if a.Volume != nil {
 		s.vol = &meter{v: a.Volume, name: a.label()}
@@ -238,6 +258,8 @@ func newTargetOver(ctx context.Context, b Side, o Options, conns []*transport.Co
 	}
 	return &target{
 		o: o, name: b.label(), link: conns[0], join: join, vol: vol, tree: tree, dirty: b.Dirty, writable: writable,
+		log:    logbook{path: b.Journal, files: b.journalFiles(), name: b.label()},
+		saveTo: savePlace{path: b.Undo, best: b.UndoBestEffort},
 	}, nil
 }
 

@@ -229,6 +229,9 @@ func (r *remoteTree) answer(ctx context.Context, id uint32, spans []merkle.Range
 		if a.ID != id {
 			return protocolf("tree nodes for request %d, not %d", a.ID, id)
 		}
+		if len(a.Hashes) == 0 && !a.Last {
+			return protocolf("answer that goes on with no tree nodes in it")
+		}
 		hashes := make([]merkle.Hash, len(a.Hashes)/len(merkle.Hash{}))
 		for i := range hashes {
 			hashes[i] = merkle.Hash(a.Hashes[i*len(merkle.Hash{}):])

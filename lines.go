@@ -58,8 +58,11 @@ func (l *lines) wait(ctx context.Context, g *errgroup.Group) error {
 		err = context.Cause(ctx)
 	}
 	l.cancel(err)
-	if heard := l.heard.Load(); heard != nil && cut(err) {
-		return *heard
+	if cut(err) {
+		if heard := l.heard.Load(); heard != nil {
+			return *heard
+		}
+		return newLinkError(err)
 	}
 	return err
 }
@@ -158,6 +161,10 @@ func (e *linkError) Unwrap() error { return e.err }
 
 // newLinkError names the error of a read: an end without Bye is a cut.
 func newLinkError(err error) error {
+	var link *linkError
+	if errors.As(err, &link) {
+		return err
+	}
 	if err == io.EOF {
 		err = io.ErrUnexpectedEOF
 	}
@@ -193,8 +200,8 @@ func peerError(p []byte) error {
 	if err := m.Decode(p); err != nil {
 		return fmt.Errorf("error of the other side: %w", err)
 	}
-	if m.Code == message.CodeRefused {
-		return &heardError{&RefusedError{Volume: m.Volume, Reason: m.Text, Next: m.Next}}
+	if m.Code == message.CodeRefused || m.Code == message.CodeBusy {
+		return &heardError{&RefusedError{Volume: m.Volume, Reason: m.Text, Next: m.Next, busy: m.Code == message.CodeBusy}}
 	}
 	return &heardError{&PeerError{Code: m.Code, Text: m.Text, Next: m.Next, Volume: m.Volume}}
 }

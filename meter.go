@@ -19,6 +19,7 @@ type meter struct {
 	written  atomic.Int64
 	zeroed   atomic.Int64
 	verified atomic.Int64 // read from the medium to prove what lies there
+	saved    atomic.Int64 // kept in an undo log before it was overwritten
 }
 
 // ReadAt implements io.ReaderAt for what reads a volume without knowing it is counted.
@@ -111,6 +112,19 @@ func (m *meter) identity() string {
 		return i.Identity()
 	}
 	return ""
+}
+
+// stamp changes when the volume is written; empty if nothing tells.
+func (m *meter) stamp() (string, error) {
+	s, ok := m.v.(Stamper)
+	if !ok {
+		return "", nil
+	}
+	text, err := s.Stamp()
+	if err != nil {
+		return "", m.named(err, "ask "+m.name+" whether it was written")
+	}
+	return clip(text), nil
 }
 
 // allocated returns the ranges that may hold data, and whether the volume knows.

@@ -43,7 +43,7 @@ func (j *job) dialAll(ctx context.Context, s Side, role uint8) (*reached, error)
 func (j *job) dial(ctx context.Context, s Side, role, stream uint8, info *message.VolumeInfo) (*transport.Conn, error) {
 	rw, err := s.Dial(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("reach %s: %w", s.label(), err)
+		return nil, &reachError{s.label(), err}
 	}
 	c := transport.New(rw, j.o.transport())
 	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
@@ -105,6 +105,7 @@ func (j *job) assign(ctx context.Context, far *reached, a, b Side, target messag
 		Mode: uint8(j.mode), Codec: j.o.Codec, Limit: j.o.Limit, Streams: uint8(j.o.Streams), Window: uint32(j.o.Window),
 		Leaf: uint32(j.o.Leaf), Verify: uint8(j.o.Verify), Seal: uint8(j.o.Seal), Rung: uint8(j.o.Rung),
 		AllowLarger: j.o.AllowLarger, DryRun: j.o.DryRun, Dirty: a.Dirty != nil || b.Dirty != nil,
+		Resume: j.resume, Medium: j.medium, Undo: j.o.undo(),
 	}
 	err := c.Send(kindTask, t.Append(nil))
 	if err == nil && t.Dirty {

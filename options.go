@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/failback/failback/cbt"
+	"github.com/failback/failback/internal/journal"
 	"github.com/failback/failback/merkle"
 )
 
@@ -29,6 +30,20 @@ type Side struct {
 	// Dirty is what was written on this side: since its tree was made if it
 	// has one, else since the sides were last equal. Nil means nobody knows.
 	Dirty *cbt.Map
+	// Journal is the path of the volume's resume journal, empty for none. As a
+	// target the volume has it made before it is first overwritten, and removed
+	// when the session is over; what an interrupted one leaves is gone on with
+	// (Options.Resume). As a source it is refused while it has one (L5).
+	Journal string
+	// AllowInconsistent takes as a source also a volume whose last sync was interrupted.
+	AllowInconsistent bool
+	// Undo is where a target saves what is overwritten, empty for nowhere: a new
+	// file, or a directory in which a file of the session's own is made.
+	Undo string
+	// UndoBestEffort goes on without when that is no longer possible.
+	UndoBestEffort bool
+
+	files journal.Files // where Journal lies; nil: on this machine
 }
 
 func (s Side) label() string {
@@ -78,8 +93,24 @@ type Options struct {
 	Timeout     time.Duration    // silence after which a peer is given up; default 30s
 	AllowLarger bool             // a target larger than the source is fine; its end is not touched
 	DryRun      bool             // compare and report, write nothing
-	Resume      bool             // Digest of a volume at hand: go on with one that was interrupted; the volume must not have changed since
-	Events      Events
+	// Resume goes on with a Sync, or a Digest of a volume at hand, that was
+	// interrupted. The source must not have been written since: a Sync that can
+	// tell (see [Stamper]) refuses, a Digest cannot tell.
+	Resume bool
+	// Checkpoint is how often, at least, what a Sync has done is made durable and
+	// recorded in the target's journal; default 5s.
+	Checkpoint time.Duration
+	// RetryFor is how long a Sync goes on trying to reach a peer it has lost, from
+	// the moment it was lost; 0: not at all. It goes on where it was.
+	RetryFor time.Duration
+	// Repair has a Sync whose target's medium does not hold what was written try
+	// once more, comparing with the medium.
+	Repair bool
+	// Undo asks a target at a peer to save what is overwritten, where its server keeps such logs.
+	Undo bool
+	// UndoBestEffort has it go on without when that is no longer possible.
+	UndoBestEffort bool
+	Events         Events
 }
 
 // Events are calls out of a session. Each may be nil. They are made one at a
@@ -89,6 +120,10 @@ type Events struct {
 	Plan func(Plan)
 	// Progress is told a few times a second how far the session is.
 	Progress func(Progress)
+	// Retry is told that a Sync is begun again, why, and after which pause.
+	Retry func(err error, pause time.Duration)
+	// Note is told what the user should know and that is no error.
+	Note func(text string)
 }
 
 // oneAtATime makes the calls wait for each other.
@@ -99,6 +134,20 @@ func (e Events) oneAtATime() Events {
 			mu.Lock()
 			defer mu.Unlock()
 			tell(p)
+		}
+	}
+	if tell := e.Retry; tell != nil {
+		e.Retry = func(err error, pause time.Duration) {
+			mu.Lock()
+			defer mu.Unlock()
+			tell(err, pause)
+		}
+	}
+	if tell := e.Note; tell != nil {
+		e.Note = func(text string) {
+			mu.Lock()
+			defer mu.Unlock()
+			tell(text)
 		}
 	}
 	if tell := e.Progress; tell != nil {
@@ -120,6 +169,17 @@ type Progress struct {
 	Raw       int64         // payload sent so far, before compression
 	Wire      int64         // bytes on the link so far, both ways
 	Elapsed   time.Duration // since the session began
+}
+
+// undo is how the session asks for an undo log.
+func (o Options) undo() uint8 {
+	switch {
+	case o.Undo && o.UndoBestEffort:
+		return undoBest
+	case o.Undo:
+		return undoMust
+	}
+	return 0
 }
 
 const (
@@ -153,6 +213,9 @@ func (o Options) filled() (Options, error) {
 	if o.Workers == 0 {
 		o.Workers = max(4, 2*runtime.GOMAXPROCS(0))
 	}
+	if o.Checkpoint == 0 {
+		o.Checkpoint = barrierTime
+	}
 	if o.Timeout == 0 {
 		o.Timeout = 30 * time.Second
 	}
@@ -169,6 +232,10 @@ func (o Options) filled() (Options, error) {
 		return o, usagef("%d streams: 1 to %d", o.Streams, maxStreams)
 	case o.Window < minWindow || o.Window > maxWindow:
 		return o, usagef("window of %d bytes: 2 MiB to 1 GiB", o.Window)
+	case o.Checkpoint < 0:
+		return o, usagef("a checkpoint every %v: more than 0", o.Checkpoint)
+	case o.RetryFor < 0:
+		return o, usagef("retry for %v: 0 (not at all) or more", o.RetryFor)
 	case o.Limit < 0:
 		return o, usagef("limit of %d bytes a second: 0 (none) or more", o.Limit)
 	case o.Seal != 0 && o.Seal != merkle.SHA256 && o.Seal != merkle.BLAKE3:

@@ -4,6 +4,7 @@ import (
 	"context"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/failback/failback/transport"
 	"github.com/failback/failback/transport/message"
@@ -18,6 +19,10 @@ const frameCost = 64
 // and what a lost connection makes the next session compare again.
 const barrierBytes = 256 << 20
 
+// barrierTime is how long a session goes without a barrier, if it gets anything
+// done: what is found equal is not to be compared again either.
+const barrierTime = 5 * time.Second
+
 // maxUnacked is how many barriers may be without an answer: the target reads
 // back more slowly than it writes, and remembers all that it has not.
 const maxUnacked = 8
@@ -31,8 +36,10 @@ type outlet struct {
 	idle    chan *stream // streams that nobody writes to
 	streams []*stream
 
+	reached func() int64  // offset; every candidate below is finished with, and sent where it differs
 	every   int64         // bytes from one barrier to the next
 	setting chan struct{} // holds one element while a barrier is set: they go out in order
+	told    atomic.Int64  // reached, as the last barrier said it
 	unacked chan struct{} // holds one for each barrier that is not acknowledged
 
 	// mu guards what follows. The goroutine that reads the link takes it, so it
@@ -141,13 +148,23 @@ func (o *outlet) count(ctx context.Context, n int64) error {
 // was sent on a stream before it belongs to it, whatever the other streams do
 // meanwhile. Whoever finds one due waits here, so that little more is sent.
 func (o *outlet) barrier(ctx context.Context, final bool) error {
+	return o.set(ctx, final, final)
+}
+
+// mark sets a barrier if anything was finished with since the last.
+func (o *outlet) mark(ctx context.Context) error {
+	return o.set(ctx, false, o.reached() > o.told.Load())
+}
+
+// set sends a barrier, if it is asked for or due.
+func (o *outlet) set(ctx context.Context, final, asked bool) error {
 	select {
 	case o.setting <- struct{}{}:
 		defer func() { <-o.setting }()
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	if !final && !o.due() {
+	if !asked && !o.due() {
 		return nil // another goroutine has just set it
 	}
 	select {
@@ -155,6 +172,8 @@ func (o *outlet) barrier(ctx context.Context, final bool) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+	done := o.reached() // before anything goes out: what is not sent yet is not counted
+	o.told.Store(done)
 	o.mu.Lock()
 	o.since = 0
 	id := o.next
@@ -164,7 +183,7 @@ func (o *outlet) barrier(ctx context.Context, final bool) error {
 	}
 	o.mu.Unlock()
 	for _, s := range o.streams {
-		if err := s.barrier(id, final); err != nil {
+		if err := s.barrier(message.Barrier{ID: id, Done: done, Final: final}); err != nil {
 			return err
 		}
 	}
@@ -178,10 +197,10 @@ func (o *outlet) due() bool {
 	return o.since >= o.every
 }
 
-func (s *stream) barrier(id uint64, final bool) error {
+func (s *stream) barrier(m message.Barrier) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	m := message.Barrier{ID: id, Frames: s.frames, Final: final}
+	m.Frames = s.frames
 	return s.conn.Send(m.Kind(), m.Append(nil))
 }
 

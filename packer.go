@@ -2,6 +2,8 @@ package failback
 
 import (
 	"context"
+	"math"
+	"sync/atomic"
 
 	"github.com/failback/failback/transport"
 	"github.com/failback/failback/transport/message"
@@ -19,7 +21,18 @@ type packer struct {
 	data message.Data
 	body []byte
 	zero message.Zero
+
+	at        int64 // where the unit under way begins
+	dataSince pending
+	zeroSince pending
 }
+
+// pending is the offset of the first unit of which something is gathered and not
+// sent; nothing: math.MaxInt64.
+type pending struct{ atomic.Int64 }
+
+func (p *pending) begin(off int64) { p.CompareAndSwap(math.MaxInt64, off) }
+func (p *pending) end()            { p.Store(math.MaxInt64) }
 
 // maxSpans keeps a frame's head within what its header can say.
 const maxSpans = 1024
@@ -28,11 +41,15 @@ const maxSpans = 1024
 const maxSpan = 1 << 40
 
 func newPacker(f *finder, out *outlet, ch *transport.Chooser, skipZero bool) *packer {
-	return &packer{find: f, out: out, enc: transport.NewEncoder(ch), skipZero: skipZero}
+	p := &packer{find: f, out: out, enc: transport.NewEncoder(ch), skipZero: skipZero}
+	p.dataSince.end()
+	p.zeroSince.end()
+	return p
 }
 
 // differ implements sink.
 func (p *packer) differ(ctx context.Context, e *entry) error {
+	p.at = e.unit.exts[0].Off
 	return p.find.each(e, func(x piece) error {
 		if x.tag == (tag{}) {
 			return p.addZero(ctx, x)
@@ -47,6 +64,7 @@ func (p *packer) addZero(ctx context.Context, x piece) error {
 	}
 	p.out.stats.divergent.Add(int64(len(x.data)))
 	p.out.stats.zero.Add(int64(len(x.data)))
+	p.zeroSince.begin(p.at)
 	if grow(p.zero.Spans, x) {
 		return nil
 	}
@@ -55,6 +73,7 @@ func (p *packer) addZero(ctx context.Context, x piece) error {
 		if err := p.flushZero(ctx); err != nil {
 			return err
 		}
+		p.zeroSince.begin(p.at)
 	}
 	p.zero.Spans = append(p.zero.Spans, message.Extent(x.extent()))
 	return nil
@@ -69,6 +88,7 @@ func (p *packer) addData(ctx context.Context, x piece) error {
 			return err
 		}
 	}
+	p.dataSince.begin(p.at)
 	if p.body == nil {
 		p.enc.Reset(message.Data{}.Kind())
 		p.body = p.enc.Body()[:0]
@@ -100,6 +120,10 @@ func (p *packer) flush(ctx context.Context) error {
 	return p.flushZero(ctx)
 }
 
+// since is the offset of the first unit that is not wholly sent: every unit
+// below that differ has returned for has gone out.
+func (p *packer) since() int64 { return min(p.dataSince.Load(), p.zeroSince.Load()) }
+
 // close implements sink.
 func (p *packer) close() { p.find.close() }
 
@@ -113,7 +137,11 @@ func (p *packer) flushData(ctx context.Context) error {
 		return err
 	}
 	p.data.Spans, p.data.Sums, p.body = p.data.Spans[:0], p.data.Sums[:0], nil
-	return p.out.sendData(ctx, packet, len(head))
+	if err := p.out.sendData(ctx, packet, len(head)); err != nil {
+		return err
+	}
+	p.dataSince.end()
+	return nil
 }
 
 func (p *packer) flushZero(ctx context.Context) error {
@@ -122,5 +150,8 @@ func (p *packer) flushZero(ctx context.Context) error {
 	}
 	err := p.out.sendZero(ctx, p.zero)
 	p.zero.Spans = p.zero.Spans[:0]
+	if err == nil {
+		p.zeroSince.end()
+	}
 	return err
 }

@@ -73,6 +73,7 @@ type request struct {
 	rung     Rung
 	leaf     int64         // 0: as the trees have it, or the default
 	treeDiff *[]cbt.Extent // what the trees of both sides tell; nil: not compared
+	resumed  bool          // an interrupted session has written a part of it
 }
 
 // mode is what a session is for. The numbers are on the wire.
@@ -113,6 +114,10 @@ func plan(source, target position, r request) (decision, error) {
 		target.mapped, target.tree = false, nil
 		return planScan(source, target, r), nil
 	case RungAllocated:
+		if r.resumed && len(target.allocated) > 0 {
+			// What the interrupted session wrote behind its last barrier lies there.
+			return planScan(source, target, r), nil
+		}
 		if !target.sparse || len(target.allocated) > 0 || r.mode != modeSync {
 			return decision{}, &RefusedError{Volume: target.name, Reason: "rung allocated needs a target that holds nothing yet",
 				Next: "leave the rung out: both sides will be compared"}

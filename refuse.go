@@ -17,6 +17,7 @@ type RefusedError struct {
 	Next   string // what to do about it
 
 	cause error // of the system, if there was one
+	busy  bool  // something else holds the volume: it may be free later
 }
 
 // Error returns the volume, the reason and the next step.
@@ -50,6 +51,7 @@ func refuseOpen(path string, write bool, err error) error {
 	case err == unix.ETXTBSY:
 		r.Reason, r.Next = "it is a running program or in use as swap", "stop what uses it, or "+otherTarget
 	case err == unix.EBUSY:
+		r.busy = true
 		r.Reason, r.Next = "something on this machine holds it (a mount in another namespace, device-mapper, md, another failback)",
 			"release it (see lsblk, fuser, dmsetup ls), or "+otherTarget
 	case err == unix.ENXIO, err == unix.ENODEV, err == unix.ENOMEDIUM:

@@ -41,7 +41,15 @@ type Report struct {
 	Verified   string           `json:"verified"`
 	Codec      map[string]int64 `json:"codec"` // payload bytes by codec
 	RoundTrips int              `json:"round_trips"`
-	Seconds    Seconds          `json:"seconds"`
+
+	// Attempts is how often a Sync was begun. The figures are of the last one.
+	Attempts int `json:"attempts"`
+	// ResumedFrom is up to which offset an interrupted session had come, in
+	// bytes: nothing below it was looked at again.
+	ResumedFrom int64 `json:"resumed_from"`
+	// UndoBytes is how much of what was overwritten was saved before.
+	UndoBytes int64   `json:"undo_bytes"`
+	Seconds   Seconds `json:"seconds"`
 
 	// Extents are the divergent ranges a comparison found, in order. A [Sync] leaves it empty.
 	Extents []cbt.Extent `json:"-"`
@@ -79,11 +87,6 @@ type wireReport struct {
 
 func (r *Report) encode() ([]byte, error) {
 	return json.Marshal(wireReport{Report: *r, Extents: r.Extents})
-}
-
-func (w *wireReport) report() *Report {
-	w.Report.Extents = w.Extents
-	return &w.Report
 }
 
 func since(t time.Time) float64 { return time.Since(t).Seconds() }

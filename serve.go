@@ -20,6 +20,13 @@ type ServerOptions struct {
 	// returns a [RefusedError] for a volume that is not exposed, or not for
 	// writing. Close is called when the session ends.
 	Lookup func(ctx context.Context, name string, write bool) (Served, error)
+	// Peer says who the peer of a connection is, by Handle's context. Another peer
+	// can neither join a session nor take it over, whatever it knows of it. Nil:
+	// all peers are one.
+	Peer func(ctx context.Context) string
+	// Idle is how long a session may carry nothing but keep-alive before it is
+	// ended; 0: for ever.
+	Idle time.Duration
 	// Options bounds what a session may use: Window, Workers, KeepAlive, Timeout, Limit.
 	Options Options
 }
@@ -44,6 +51,7 @@ type Server struct {
 type part struct {
 	session [16]byte
 	volume  string
+	peer    string // another one neither joins nor takes over
 }
 
 // A meeting is where the further streams of a session find it.
@@ -51,6 +59,8 @@ type meeting struct {
 	streams [maxStreams]*transport.Conn // by number, from 1; nil: not there yet, or taken
 	claimed [maxStreams]bool            // a connection has come for that number: there is no second
 	over    bool                        // the session has ended
+	ended   chan struct{}               // closed then
+	cut     context.CancelCauseFunc     // ends the session
 	come    chan struct{}               // holds one element once a stream is there
 }
 
@@ -64,12 +74,27 @@ func (s *Server) Refuse(conn io.ReadWriteCloser, why *RefusedError) error {
 	c := transport.New(conn, transport.Options{})
 	late := time.AfterFunc(partingTime, func() { _ = c.Close() })
 	defer late.Stop()
-	sendError(c, why)
+	now := *why
+	now.busy = true
+	sendError(c, &now)
 	return c.Close()
 }
 
 // openTimeout is how long a peer may take to say what it wants.
 const openTimeout = 10 * time.Second
+
+// taskTimeout is how long a peer that was given a volume may take to say what is
+// to be done with it: it opens further streams meanwhile, and its other side.
+const taskTimeout = 5 * time.Minute
+
+// part is what a peer asks the server to play.
+func (s *Server) part(ctx context.Context, open message.Open) part {
+	p := part{session: open.Session, volume: open.Volume}
+	if s.o.Peer != nil {
+		p.peer = s.o.Peer(ctx)
+	}
+	return p
+}
 
 // Handle serves one connection until its session ends, and closes conn. A
 // connection that joins a session is handed to it: Handle returns at once.
@@ -87,7 +112,7 @@ func (s *Server) Handle(ctx context.Context, conn io.ReadWriteCloser) error {
 		return errors.Join(err, c.Close())
 	}
 	if open.Role == roleJoin {
-		if err := s.join(c, open); err != nil {
+		if err := s.join(ctx, c, open); err != nil {
 			sendError(c, err)
 			return errors.Join(err, c.Close())
 		}
@@ -125,6 +150,21 @@ func readOpen(c *transport.Conn, m *message.Open) error {
 
 // session plays the role that a peer asked for.
 func (s *Server) session(ctx context.Context, c *transport.Conn, open message.Open, o Options) (err error) {
+	ctx, cut := context.WithCancelCause(ctx)
+	defer cut(nil)
+	stop := context.AfterFunc(ctx, func() {
+		if context.Cause(ctx) == errTakenOver {
+			_ = c.Close() // nobody is at its other end
+		}
+	})
+	defer stop()
+	p := s.part(ctx, open)
+	m, err := s.convene(ctx, p, cut)
+	if err != nil {
+		return err
+	}
+	// Last, when the volume is closed: whoever takes over opens it next.
+	defer s.dissolve(p, m)
 	served, err := s.o.Lookup(ctx, open.Volume, open.Write)
 	if err != nil {
 		return err
@@ -135,12 +175,6 @@ func (s *Server) session(ctx context.Context, c *transport.Conn, open message.Op
 	if served.Side.Volume == nil {
 		return &RefusedError{Volume: open.Volume, Reason: "the server found no volume behind that name", Next: "look at what it was told to serve"}
 	}
-	p := part{open.Session, open.Volume}
-	m, err := s.convene(p)
-	if err != nil {
-		return err
-	}
-	defer s.dissolve(p, m)
 	opened := message.Opened{Version: message.Version, Volume: message.VolumeInfo{
 		Size: served.Side.Volume.Size(), Align: 512, ReadOnly: !open.Write, Name: clip(served.Side.label()),
 		Identity: clip((&meter{v: served.Side.Volume}).identity()),
@@ -148,6 +182,7 @@ func (s *Server) session(ctx context.Context, c *transport.Conn, open message.Op
 	if err := c.Send(kindOpened, opened.Append(nil)); err != nil {
 		return err
 	}
+	c.LimitIdle(s.o.Idle)
 	v := visit{conn: c, open: open, side: served.Side, join: m.stream(s), o: o}
 	if open.Role == roleTarget {
 		return v.target(ctx)
@@ -169,12 +204,15 @@ func (v *visit) target(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	t.join = v.join
+	t.join, t.session, t.report.unread = v.join, v.open.Session, true
+	t.saveTo.onDemand = true
 	_, err = t.run(ctx)
 	return errors.Join(err, t.close())
 }
 
 func (v *visit) source(ctx context.Context) error {
+	late := time.AfterFunc(taskTimeout, func() { _ = v.conn.Close() })
+	defer late.Stop()
 	var task message.Task
 	if err := expectOn(v.conn, kindTask, &task); err != nil {
 		return err
@@ -193,6 +231,7 @@ func (v *visit) source(ctx context.Context) error {
 			return err
 		}
 	}
+	late.Stop()
 	conns := []*transport.Conn{v.conn}
 	for i := 1; i < o.Streams; i++ {
 		next, err := v.join(ctx, i, o.Timeout)
@@ -201,7 +240,7 @@ func (v *visit) source(ctx context.Context) error {
 		}
 		conns = append(conns, next)
 	}
-	j := job{mode: mode(task.Mode), session: v.open.Session, o: o}
+	j := job{mode: mode(task.Mode), session: v.open.Session, o: o, resume: task.Resume, medium: task.Medium}
 	src, err := j.sourceOver(ctx, side, Side{}, conns)
 	if err != nil {
 		return errors.Join(err, closeAll(conns[1:]))
@@ -218,6 +257,7 @@ func taskOptions(t message.Task, o Options) (Options, error) {
 	o.Codec, o.Streams, o.Leaf = t.Codec, max(1, int(t.Streams)), int64(t.Leaf)
 	o.Verify, o.Seal, o.Rung = Verification(t.Verify), merkle.Algorithm(t.Seal), Rung(t.Rung)
 	o.AllowLarger, o.DryRun = t.AllowLarger, t.DryRun
+	o.Undo, o.UndoBestEffort = t.Undo != 0, t.Undo == undoBest
 	if t.Limit > 0 && (o.Limit == 0 || t.Limit < o.Limit) {
 		o.Limit = t.Limit
 	}
@@ -291,16 +331,31 @@ func expectOn(c *transport.Conn, kind transport.Kind, m interface{ Decode([]byte
 	return protocolf("frame of kind %d where %d belongs", f.Kind, kind)
 }
 
-// convene makes a session known to the streams that will join it.
-func (s *Server) convene(p part) (*meeting, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.sessions[p] != nil {
-		return nil, protocolf("a session of this id is under way on volume %s", p.volume)
+// errTakenOver is why a session ends whose peer has come again.
+var errTakenOver = errors.New("its peer has connected anew and goes on with it there")
+
+// convene makes a session known to the streams that will join it. A session of
+// the same id that is under way on the volume is the same one: its peer has lost
+// the connection, which we need not have noticed, and comes again. Nobody else
+// knows the id. It is ended first.
+func (s *Server) convene(ctx context.Context, p part, cut context.CancelCauseFunc) (*meeting, error) {
+	m := &meeting{come: make(chan struct{}, 1), ended: make(chan struct{}), cut: cut}
+	for {
+		s.mu.Lock()
+		old := s.sessions[p]
+		if old == nil {
+			s.sessions[p] = m
+			s.mu.Unlock()
+			return m, nil
+		}
+		s.mu.Unlock()
+		old.cut(errTakenOver)
+		select {
+		case <-old.ended:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
 	}
-	m := &meeting{come: make(chan struct{}, 1)}
-	s.sessions[p] = m
-	return m, nil
 }
 
 // dissolve forgets a session and closes streams that came and were not taken.
@@ -309,6 +364,7 @@ func (s *Server) dissolve(p part, m *meeting) {
 	defer s.mu.Unlock()
 	delete(s.sessions, p)
 	m.over = true
+	close(m.ended)
 	for _, c := range m.streams {
 		if c != nil {
 			_ = c.Close()
@@ -318,8 +374,8 @@ func (s *Server) dissolve(p part, m *meeting) {
 
 // join hands a connection to the session it belongs to. Nothing is written under
 // the lock: a peer that does not read would hold up every session.
-func (s *Server) join(c *transport.Conn, open message.Open) error {
-	m, err := s.claim(open)
+func (s *Server) join(ctx context.Context, c *transport.Conn, open message.Open) error {
+	m, err := s.claim(s.part(ctx, open), int(open.Stream))
 	if err != nil {
 		return err
 	}
@@ -341,17 +397,17 @@ func (s *Server) join(c *transport.Conn, open message.Open) error {
 }
 
 // claim finds the place of a stream in its session.
-func (s *Server) claim(open message.Open) (*meeting, error) {
+func (s *Server) claim(p part, stream int) (*meeting, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	m := s.sessions[part{open.Session, open.Volume}]
+	m := s.sessions[p]
 	if m == nil {
 		return nil, protocolf("no session of this id is under way")
 	}
-	if int(open.Stream) >= maxStreams || m.claimed[open.Stream] {
-		return nil, protocolf("stream %d has no place in the session", open.Stream)
+	if stream >= maxStreams || m.claimed[stream] {
+		return nil, protocolf("stream %d has no place in the session", stream)
 	}
-	m.claimed[open.Stream] = true
+	m.claimed[stream] = true
 	return m, nil
 }
 

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/failback/failback/cbt"
 )
@@ -180,7 +181,7 @@ func arrange(t testing.TB, i int, src, dst Side) (Side, Side) {
 	if p.sourceServed {
 		dirty := src.Dirty
 		src.Dirty = nil
-		src = serve(t, src, Options{})
+		src = serve(t, src, Options{Checkpoint: time.Millisecond})
 		src.Dirty = dirty
 	}
 	if p.targetServed {

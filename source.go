@@ -26,6 +26,8 @@ type source struct {
 	peer    *kept             // the target's kept tree, where it lies with the source
 	dirty   *cbt.Map
 	near    bool // the target is in this process
+	resume  uint8
+	medium  bool // the target compares with its medium
 	// peerDirty is the target's map, where the caller has it and no tree of it.
 	peerDirty *cbt.Map
 	// digestPath is where a digest leaves its tree, builder the tree under way.
@@ -39,6 +41,7 @@ type source struct {
 	acks    chan message.Ack
 	lines   *lines
 
+	packers []*packer
 	out     *outlet // exists before the first frame is read
 	chooser *transport.Chooser
 	began   time.Time
@@ -55,6 +58,9 @@ type sourceFacts struct {
 	mineSize int64 // the source's own
 	mine     position
 	theirs   position
+	from     int64 // bytes below are equal, by the journal of an interrupted session
+	basis    [32]byte
+	stamp    string
 	treeDiff *[]cbt.Extent // where kept trees of both sides differ; nil: not compared
 	info     message.Info
 	key      [32]byte

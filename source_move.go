@@ -71,7 +71,22 @@ func (s *source) move(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if len(s.packers) > 0 {
+		c.mark, c.pace = s.out.mark, s.o.Checkpoint
+	}
 	return c.run(ctx, scans, sinks)
+}
+
+// reached returns the offset below which every candidate is finished with: found
+// equal, or sent. What is finished counts before what is not sent yet is looked
+// at: a packer says what it gathers before its unit is finished.
+func (s *source) reached() int64 {
+	c := s.cmp.Load()
+	at := max(s.facts.from, c.reached())
+	for _, p := range s.packers {
+		at = min(at, p.since())
+	}
+	return at
 }
 
 // scans makes what fills the source's half of the table.
@@ -132,7 +147,9 @@ func (s *source) sinks(d *decision, l *layout) ([]sink, error) {
 			return nil, err
 		}
 		if s.mode == modeSync && !s.o.DryRun {
-			sinks = append(sinks, newPacker(f, s.out, s.chooser, d.skipZero))
+			p := newPacker(f, s.out, s.chooser, d.skipZero)
+			s.packers = append(s.packers, p)
+			sinks = append(sinks, p)
 		} else {
 			sinks = append(sinks, &lister{find: f, found: s.facts.found, stats: &s.out.stats})
 		}

@@ -17,11 +17,17 @@ func (s *source) greet(ctx context.Context) error {
 		return err
 	}
 	s.facts.mine = mine
+	if s.vol != nil && s.mode == modeSync {
+		if s.facts.stamp, err = s.vol.stamp(); err != nil {
+			return err
+		}
+	}
 	start := message.Start{
 		Session: s.session, Mode: uint8(s.mode), Share: s.share, Volume: volumeInfo(mine, s.vol),
 		AllowLarger: s.o.AllowLarger, DryRun: s.o.DryRun, Streams: uint8(len(s.links)),
 		// Where both sides know their holes, these need no reading.
 		Allocated: (mine.sparse || s.vol == nil || s.o.Rung == RungAllocated) && !s.exact(),
+		Resume:    s.resume, Medium: s.medium, Undo: s.o.undo(), Stamp: s.facts.stamp,
 	}
 	if err := s.send(start); err != nil {
 		return err
@@ -102,6 +108,9 @@ func (s *source) fit() error {
 		}
 	}
 	s.facts.mineSize, mine.size = mine.size, s.facts.size
+	if s.mode == modeSync {
+		return s.takeUp()
+	}
 	return nil
 }
 
@@ -208,6 +217,7 @@ func (s *source) agree(ctx context.Context) error {
 	m := message.Plan{
 		Rung: uint8(d.Rung), Reason: d.Reason, Level: d.level(), Digest: uint8(d.digest), From: uint8(d.target),
 		Leaf: uint32(max(d.leaf, pieceSize)), Candidates: d.Candidates, Verify: uint8(s.o.Verify), Seal: uint8(s.o.Seal),
+		Resume: s.facts.from, Basis: s.facts.basis,
 	}
 	if err := s.send(m); err != nil {
 		return err
@@ -238,8 +248,9 @@ func (s *source) decide() (decision, error) {
 		s.facts.theirs.mapped, s.facts.theirs.dirty = false, nil
 	}
 	d, err := plan(s.facts.mine, s.facts.theirs, request{
-		mode: s.mode, rung: s.o.Rung, leaf: s.o.Leaf, treeDiff: s.facts.treeDiff,
+		mode: s.mode, rung: s.o.Rung, leaf: s.o.Leaf, treeDiff: s.facts.treeDiff, resumed: s.facts.from > 0,
 	})
+	d = d.from(s.facts.from)
 	if err == nil && s.vol == nil && d.source != fromTree {
 		return d, usagef("%s is a digest: rung %v needs a volume", s.name, d.Rung)
 	}
@@ -319,6 +330,7 @@ func (s *source) conclude(sealed uint8) {
 		r.SourceReadBytes = s.vol.read.Load()
 	}
 	r.DivergentBytes = s.out.stats.divergent.Load()
+	r.ResumedFrom, r.UndoBytes = s.facts.from, t.saved
 	r.RawBytes = s.out.stats.raw.Load()
 	r.ZeroBytes = s.out.stats.zero.Load()
 	r.Codec = map[string]int64{}

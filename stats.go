@@ -1,7 +1,6 @@
 package failback
 
 import (
-	"encoding/json"
 	"fmt"
 
 	"github.com/failback/failback/transport"
@@ -14,6 +13,7 @@ const (
 	statWritten  = 2
 	statZeroed   = 3
 	statVerified = 4
+	statSaved    = 5
 )
 
 // stats says what a side's volume has done.
@@ -26,11 +26,12 @@ func stats(m *meter) []message.Stat {
 		{ID: statWritten, Value: uint64(m.written.Load())},
 		{ID: statZeroed, Value: uint64(m.zeroed.Load())},
 		{ID: statVerified, Value: uint64(m.verified.Load())},
+		{ID: statSaved, Value: uint64(m.saved.Load())},
 	}
 }
 
 // targetStats is what the target counted.
-type targetStats struct{ read, written, zeroed, verified int64 }
+type targetStats struct{ read, written, zeroed, verified, saved int64 }
 
 func targetStatsOf(list []message.Stat) targetStats {
 	var t targetStats
@@ -45,6 +46,8 @@ func targetStatsOf(list []message.Stat) targetStats {
 			t.zeroed = v
 		case statVerified:
 			t.verified = v
+		case statSaved:
+			t.saved = v
 		}
 	}
 	return t
@@ -71,8 +74,10 @@ func sendReport(c *transport.Conn, r *Report) error {
 
 // reportReader puts a report together.
 type reportReader struct {
-	b    []byte
-	last bool
+	b      []byte
+	size   int // bytes so far
+	last   bool
+	unread bool // nobody asks for it: it is not kept
 }
 
 func (r *reportReader) add(p []byte) error {
@@ -80,20 +85,23 @@ func (r *reportReader) add(p []byte) error {
 	if err := m.Decode(p); err != nil {
 		return err
 	}
-	if r.last || len(r.b)+len(m.Chunk) > maxReport {
-		return protocolf("report of more than %d bytes", len(r.b))
+	if r.last || r.size+len(m.Chunk) > maxReport {
+		return protocolf("report of more than %d bytes", r.size)
 	}
-	r.b, r.last = append(r.b, m.Chunk...), m.Last
+	r.last = m.Last
+	r.size += len(m.Chunk)
+	if !r.unread {
+		r.b = append(r.b, m.Chunk...)
+	}
 	return nil
 }
 
 func (r *reportReader) decode() (*Report, error) {
-	if !r.last {
+	switch {
+	case !r.last:
 		return nil, protocolf("session ended without a report")
+	case r.unread:
+		return &Report{}, nil
 	}
-	var w wireReport
-	if err := json.Unmarshal(r.b, &w); err != nil {
-		return nil, protocolf("report: %v", err)
-	}
-	return w.report(), nil
+	return decodePeerReport(r.b)
 }

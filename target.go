@@ -3,6 +3,7 @@ package failback
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"sync/atomic"
 	"time"
 
@@ -87,6 +88,8 @@ func isMoving(k transport.Kind) bool {
 
 // A target plays the target's role in one session.
 type target struct {
+	session  [16]byte // the one that was opened; zero: any
+	pulling  bool     // we began the session: what the source says we want is held against our own options
 	o        Options
 	name     string
 	link     *transport.Conn // control, and the first stream
@@ -95,6 +98,9 @@ type target struct {
 	tree     *kept
 	dirty    *cbt.Map
 	writable bool
+	log      logbook
+	saveTo   savePlace
+	undo     saver // nil: what is overwritten is not saved
 
 	began   time.Time
 	state   targetState // of the control link; its receiver's alone
@@ -134,6 +140,11 @@ func (t *target) run(ctx context.Context) (*Report, error) {
 	})
 	err := l.wait(ctx, g)
 	t.sealer.discard()
+	if isWrong(err) && t.writes() {
+		// What the source found wrong lies anywhere; what we read back is not yet counted as done.
+		err = errors.Join(err, t.log.suspect(!firsthand(err)))
+	}
+	err = errors.Join(err, t.closeUndo(), t.log.close())
 	if err != nil {
 		return nil, err
 	}
@@ -208,6 +219,10 @@ func (t *target) handle(ctx context.Context, g *errgroup.Group, f *transport.Fra
 	case kindReport:
 		return t.report.add(p)
 	}
+	// The source has heard that both sides are equal: nobody will go on with this.
+	if err := t.log.gone(); err != nil {
+		return err
+	}
 	t.lines.over.Store(true) // the source may close any link once it has our word
 	return t.link.Send(kindBye, message.Bye{}.Append(nil))
 }
@@ -222,7 +237,7 @@ func (t *target) admit() error {
 	}
 	theirs, mine := t.start.Volume, volumeInfo(position{name: t.name, size: t.vol.v.Size()}, t.vol)
 	if mode(t.start.Mode) == modeSync {
-		if err := sizesFit(theirs, mine, t.start.AllowLarger); err != nil {
+		if err := sizesFit(theirs, mine, t.start.AllowLarger && (!t.pulling || t.o.AllowLarger)); err != nil {
 			return err
 		}
 	}
@@ -237,6 +252,9 @@ func (t *target) greet(ctx context.Context, g *errgroup.Group, p []byte) error {
 	if err := t.start.Decode(p); err != nil {
 		return err
 	}
+	if t.session != [16]byte{} && t.start.Session != t.session {
+		return protocolf("start of session %x on a connection of %x", t.start.Session[:4], t.session[:4])
+	}
 	if err := t.admit(); err != nil {
 		return err
 	}
@@ -244,6 +262,11 @@ func (t *target) greet(ctx context.Context, g *errgroup.Group, p []byte) error {
 		return err
 	}
 	t.facts = position{name: t.name, size: t.vol.v.Size()}
+	if mode(t.start.Mode) == modeSync {
+		if err := t.log.look(&t.start, volumeInfo(t.facts, t.vol)); err != nil {
+			return err
+		}
+	}
 	if t.start.Allocated {
 		var err error
 		if t.facts.allocated, t.facts.sparse, err = t.vol.allocated(ctx); err != nil {
@@ -257,6 +280,7 @@ func (t *target) greet(ctx context.Context, g *errgroup.Group, p []byte) error {
 		t.facts.mapped, t.facts.dirty = true, t.dirty.Extents()
 	}
 	m := message.Info{Volume: volumeInfo(t.facts, t.vol)}
+	t.log.offer(&m)
 	if _, err := rand.Read(m.Share[:]); err != nil {
 		return err
 	}
@@ -338,6 +362,14 @@ func (t *target) planned(p []byte) error {
 	if err := t.plan.Decode(p); err != nil {
 		return err
 	}
+	if t.plan.Resume > 0 && mode(t.start.Mode) != modeSync {
+		return protocolf("a session resumed that writes nothing")
+	}
+	if mode(t.start.Mode) == modeSync {
+		if err := t.log.accept(&t.start, &t.plan, volumeInfo(t.facts, t.vol)); err != nil {
+			return err
+		}
+	}
 	t.list = extentReader{purpose: extentsCandidates, size: t.span()}
 	from, digest := origin(t.plan.From), merkle.Algorithm(t.plan.Digest)
 	switch {
@@ -378,14 +410,20 @@ func (t *target) begin(ctx context.Context, g *errgroup.Group) error {
 	r := &responder{
 		layout: l, conn: t.link, vol: t.vol, tree: t.tree, key: t.key,
 		digest: merkle.Algorithm(t.plan.Digest), from: origin(t.plan.From), scans: t.o.Workers,
+		medium: t.start.Medium || t.log.rec.Suspect,
 	}
 	r.prepare()
 	t.respond.Store(r)
 	if t.writes() {
+		if err := t.openUndo(); err != nil {
+			return err
+		}
 		a := newApplier(1 + len(t.conns))
 		a.vol, a.layout, a.key, a.conn = t.vol, l, t.key, t.link
-		a.writers, a.window = 2*t.o.Workers, t.o.Window
+		a.writers, a.window, a.most = 2*t.o.Workers, t.o.Window, cbt.Total(l.candidates)
 		a.sparing = t.plan.Level == 0
+		a.log, a.undo, a.done, a.span = &t.log, t.undo, t.plan.Resume, t.span()
+		a.goesOn = Verification(t.plan.Verify) == VerifyFull || t.plan.Seal != 0
 		t.apply.Store(a)
 		g.Go(func() error { return a.run(ctx) })
 	}
@@ -425,44 +463,4 @@ func (t *target) check(ctx context.Context, g *errgroup.Group) error {
 	t.respond.Store(r)
 	g.Go(func() error { return r.run(ctx) })
 	return nil
-}
-
-// seal answers with this side's root and figures.
-func (t *target) seal(ctx context.Context, p []byte) error {
-	var m message.Seal
-	if err := m.Decode(p); err != nil {
-		return err
-	}
-	t.respond.Load().stop()
-	out := message.Sealed{Algorithm: m.Algorithm, Stats: stats(t.vol)}
-	if m.Algorithm != 0 {
-		if t.sealer == nil || merkle.Algorithm(t.pass.Digest) != merkle.Algorithm(m.Algorithm) {
-			return protocolf("seal without a pass over the volume")
-		}
-		root, err := t.sealer.root(ctx)
-		if err != nil {
-			return err
-		}
-		out.Root = root
-	}
-	return t.link.Send(kindSealed, out.Append(nil))
-}
-
-// progress is how far the session is, as this side sees it.
-func (t *target) progress() Progress {
-	p := Progress{Phase: "plan", Elapsed: time.Since(t.began)}
-	if r := t.respond.Load(); r != nil {
-		p.Phase = "transfer"
-		if r.medium {
-			p.Phase = "verify"
-		}
-		p.Done, p.Total = r.progress()
-	}
-	if a := t.apply.Load(); a != nil {
-		p.Raw = a.received.Load()
-		p.Divergent = p.Raw
-	}
-	st := t.link.Stats()
-	p.Wire = st.BytesIn + st.BytesOut
-	return p
 }

@@ -25,7 +25,7 @@ import (
 //     failed, nothing written since the last good one is to be believed.
 //
 // An ability that not every volume has is an interface of its own: [Zeroer],
-// [Allocator], [MediumReader], [Identifier]. A type that cannot do a thing does
+// [Allocator], [MediumReader], [Identifier], [Stamper]. A type that cannot do a thing does
 // not have the method.
 type Volume interface {
 	io.ReaderAt
@@ -68,11 +68,20 @@ type Identifier interface {
 	Identity() string
 }
 
+// Stamper is a [Volume] that can tell whether it was written.
+type Stamper interface {
+	// Stamp is printable text of at most 255 bytes that is another one after a
+	// write, whoever wrote; empty if the volume cannot tell. It may change
+	// without a write.
+	Stamp() (string, error)
+}
+
 var (
 	_ Volume       = (*Disk)(nil)
 	_ Zeroer       = (*Disk)(nil)
 	_ Allocator    = (*Disk)(nil)
 	_ MediumReader = (*Disk)(nil)
 	_ Identifier   = (*Disk)(nil)
+	_ Stamper      = (*Disk)(nil)
 	_ io.Closer    = (*Disk)(nil)
 )

@@ -95,7 +95,7 @@ func (e engine) remote(name string, line []string, flags ...string) Case {
 	server, relay := e.file("server.sock"), e.file("relay.sock")
 	args := append([]string{e.binary, "sync", "--json", "--no-progress"}, flags...)
 	c := Case{Name: name, Facts: jsonFacts, Servers: []Server{{
-		Args:   []string{e.binary, "serve", "--quiet", "--listen", "unix://" + server, "--volume", "target=" + e.set.Target},
+		Args:   []string{e.binary, "serve", "--quiet", "--listen", "unix://" + server, "--volume", "target=" + e.set.Target + ",rw"},
 		Socket: server,
 	}}}
 	to := server

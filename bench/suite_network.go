@@ -19,7 +19,7 @@ const tlsPort = "7411"
 func (e engine) tls(name string, n *line.Network, pki string, flags ...string) Case {
 	addr := net.JoinHostPort(n.Addr(line.Far), tlsPort)
 	server := append(n.In(line.Far), e.binary, "serve", "--listen", "tls://"+addr, "--pki", filepath.Join(pki, "far"),
-		"--volume", "target="+e.set.Target)
+		"--volume", "target="+e.set.Target+",rw")
 	client := append(n.In(line.Near), e.binary, "sync", "--json", "--no-progress", "--pki", filepath.Join(pki, "near"))
 	return Case{Name: name, Facts: jsonFacts, Args: append(append(client, flags...), e.set.Source, "tls://"+addr+"/target"),
 		Servers: []Server{{Args: server, Line: tlsPort}}}

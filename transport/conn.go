@@ -17,6 +17,10 @@ import (
 // errors.Is also finds os.ErrDeadlineExceeded in it.
 var ErrTimeout = fmt.Errorf("peer silent: %w", os.ErrDeadlineExceeded)
 
+// ErrIdle is in the chain of an error when a connection carried nothing but
+// keep-alive for too long. errors.Is also finds os.ErrDeadlineExceeded in it.
+var ErrIdle = fmt.Errorf("connection idle: %w", os.ErrDeadlineExceeded)
+
 // Options configures a [Conn]. The zero value is usable.
 type Options struct {
 	// Limit is the most bytes per second that go out, 0 none. Bytes leave in
@@ -64,9 +68,13 @@ type Conn struct {
 	closeOnce sync.Once
 	closeErr  error
 	timedOut  atomic.Bool
+	idled     atomic.Bool
+	idle      time.Duration // set before Run; 0: it may be idle for ever
 
-	lastWrite atomic.Int64
-	count     counters
+	keepAlives int // pings and pongs since the last other frame; the reading goroutine's
+	lastWrite  atomic.Int64
+	lastUse    atomic.Int64 // when a frame other than keep-alive last came or went
+	count      counters
 }
 
 // readDeadliner is what network connections and some files have.
@@ -111,11 +119,23 @@ func (c *Conn) Close() error {
 	return c.closeErr
 }
 
+// LimitIdle says how long the connection may carry nothing but pings and pongs,
+// in both directions, before Run ends it with [ErrIdle]; without it, and with 0,
+// for ever. A write that the peer does not take carries nothing. It is called
+// before Run.
+func (c *Conn) LimitIdle(d time.Duration) {
+	c.idle = d
+	c.lastUse.Store(c.since())
+}
+
 // since is the time on the connection's clock, never 0.
 func (c *Conn) since() int64 { return int64(time.Since(c.born)) + 1 }
 
 // cause replaces what the stream says once we closed it by why we did.
 func (c *Conn) cause(err error) error {
+	if c.idled.Load() {
+		return fmt.Errorf("%w (nothing but keep-alive for %v)", ErrIdle, c.idle)
+	}
 	if c.timedOut.Load() {
 		return fmt.Errorf("%w (nothing came for %v)", ErrTimeout, c.opts.Timeout)
 	}
@@ -139,7 +159,12 @@ func (c *Conn) Read() (*Frame, error) {
 		}
 		c.count.received(f)
 		if f.Kind < Ping {
+			c.keepAlives = 0
+			c.lastUse.Store(c.since())
 			return f, nil
+		}
+		if c.keepAlives++; c.keepAlives > maxKeepAlives {
+			c.readErr = &FrameError{Seq: c.in.seq - 1, Off: c.in.off - HeaderSize, Err: fmt.Errorf("%w: %d in a row", ErrFlood, c.keepAlives)}
 		}
 		if f.Kind == Ping {
 			select {
@@ -151,6 +176,13 @@ func (c *Conn) Read() (*Frame, error) {
 	}
 	return nil, c.readErr
 }
+
+// ErrFlood is in the chain of an error when a peer sends keep-alive and nothing
+// else, more than any idle connection has a use for.
+var ErrFlood = errors.New("flood of keep-alive frames")
+
+// maxKeepAlives is how many pings and pongs may come in a row: those of days.
+const maxKeepAlives = 1 << 17
 
 // source is Conn as the io.Reader of raw bytes under its frames: it counts them
 // and watches the time.
@@ -263,6 +295,9 @@ func (c *Conn) write(h header, b []byte, p *Packet) error {
 	}
 	err := c.push(b)
 	ended := time.Now()
+	if h.kind < Ping {
+		c.lastUse.Store(c.since())
+	}
 	if counts {
 		p.chooser.end(ended, p.level, h.raw, len(b))
 	}

@@ -7,7 +7,8 @@ import (
 
 // Run keeps the connection alive: it pings the peer when nothing was written
 // for KeepAlive, answers its pings, and ends a read that waits for longer than
-// Timeout where the stream itself has no deadlines.
+// Timeout where the stream itself has no deadlines, or one on which nothing but
+// keep-alive goes either way for as long as [Conn.LimitIdle] says.
 //
 // It returns nil after Close, ctx's error once ctx ended, or why the connection
 // broke. In the last two cases it has closed the connection, so that no Read
@@ -35,7 +36,7 @@ func (c *Conn) Run(ctx context.Context) error {
 
 // watch returns when the connection is closed, be it because the peer was silent.
 func (c *Conn) watch() error {
-	timer := time.NewTimer(c.untilSilent())
+	timer := time.NewTimer(min(c.untilSilent(), c.untilUseless()))
 	defer timer.Stop()
 	for {
 		select {
@@ -43,13 +44,26 @@ func (c *Conn) watch() error {
 			return nil
 		case <-timer.C:
 		}
-		if c.opts.Timeout > 0 && c.untilSilent() <= 0 {
+		switch {
+		case c.opts.Timeout > 0 && c.untilSilent() <= 0:
 			c.timedOut.Store(true)
-			c.Close()
-			return c.cause(nil)
+		case c.idle > 0 && c.untilUseless() <= 0:
+			c.idled.Store(true)
+		default:
+			timer.Reset(min(c.untilSilent(), c.untilUseless()))
+			continue
 		}
-		timer.Reset(c.untilSilent())
+		c.Close()
+		return c.cause(nil)
 	}
+}
+
+// untilUseless is how long the connection may still carry nothing but keep-alive.
+func (c *Conn) untilUseless() time.Duration {
+	if c.idle <= 0 {
+		return time.Hour
+	}
+	return c.idle - time.Duration(c.since()-c.lastUse.Load())
 }
 
 // untilSilent is how long the peer may still say nothing: the whole time-out if

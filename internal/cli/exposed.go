@@ -23,7 +23,7 @@ type exposed struct {
 func parseExposed(s string) (exposed, error) {
 	name, rest, ok := strings.Cut(s, "=")
 	if !ok || name == "" {
-		return exposed{}, usagef("--volume %q: write NAME=PATH, with ,ro or ,tree=FILE behind it if need be", s)
+		return exposed{}, usagef("--volume %q: write NAME=PATH, with ,rw or ,tree=FILE behind it if need be", s)
 	}
 	e, err := parseExposedPath(rest)
 	e.name = name
@@ -34,9 +34,9 @@ func parseExposed(s string) (exposed, error) {
 }
 
 // parseExposedPath reads PATH[,ro|rw][,tree=FILE]. Commas that no such word
-// follows are the path's.
+// follows are the path's. What does not say rw is for reading (L4).
 func parseExposedPath(s string) (exposed, error) {
-	e := exposed{path: s, write: true}
+	e := exposed{path: s}
 	access := ""
 	for {
 		i := strings.LastIndexByte(e.path, ',')
@@ -53,25 +53,37 @@ func parseExposedPath(s string) (exposed, error) {
 		case isTree || word == "ro" || word == "rw":
 			return e, errors.New("ro or rw, and tree=FILE, at most once each")
 		default:
-			return e, checkExposedPath(e.path)
+			return e, e.check()
 		}
 		e.path = e.path[:i]
 	}
-	return e, checkExposedPath(e.path)
+	return e, e.check()
 }
 
-func checkExposedPath(path string) error {
-	if path == "" {
+// check says what is missing, or goes together badly: nothing would tell what was
+// written since its tree was made to a volume that peers may write.
+func (e exposed) check() error {
+	switch {
+	case e.path == "":
 		return errors.New("no path")
+	case e.tree != "" && e.write:
+		return errors.New("tree=FILE is for a volume that nobody writes: leave out rw, or the tree")
 	}
 	return nil
 }
 
-// exposure says which volumes peers may use. It is the Lookup of a server.
+// exposure says which volumes which peers may use. It is the Lookup of a server.
 type exposure struct {
 	byName map[string]exposed
-	any    bool                          // serve --stdio without a restriction: every path, with this process's rights
-	opened func(name string, write bool) // told of each session; nil: nobody is told
+	// allowed are the peers of a volume, by its name, and whether they may write
+	// to it. A volume that is not in it is for every peer that gets in.
+	allowed map[string]map[string]bool
+	any     bool // serve --stdio without a restriction: every path, with this process's rights
+
+	keep keeping
+
+	opened func(peer, name string, write bool) // told of each session; nil: nobody is told
+	barred func(peer, name string)             // told of a volume that is not for a peer; nil likewise
 }
 
 func newExposure(volumes []string) (*exposure, error) {
@@ -103,35 +115,111 @@ func (x *exposure) only(s string) error {
 	return nil
 }
 
-// lookup opens a volume for one session.
-func (x *exposure) lookup(_ context.Context, name string, write bool) (failback.Served, error) {
-	e, ok := x.byName[name]
+// allow reads NAME=PEER[,ro|rw]: from now on the volume is for the peers that
+// are named and for nobody else.
+func (x *exposure) allow(s string) error {
+	name, peer, ok := strings.Cut(s, "=")
+	write := false
+	if cut, is := strings.CutSuffix(peer, ",rw"); is {
+		peer, write = cut, true
+	} else {
+		peer = strings.TrimSuffix(peer, ",ro")
+	}
+	if !ok || name == "" || peer == "" {
+		return usagef("--allow %q: write NAME=PEER, with ,rw behind it if the peer may write", s)
+	}
+	e, known := x.byName[name]
+	_, twice := x.allowed[name][peer]
 	switch {
-	case ok && write && !e.write:
-		return failback.Served{}, &failback.RefusedError{Volume: name, Reason: "it is served read-only",
-			Next: "serve it with ,rw if it is meant to be overwritten"}
-	case ok:
+	case !known:
+		return usagef("--allow %q: there is no --volume %s", s, name)
+	case twice:
+		return usagef("--allow %q: the peer is named twice", s)
+	case write && !e.write:
+		return usagef("--allow %q: the volume is read-only; serve it with ,rw if it is meant to be overwritten", s)
+	}
+	if x.allowed == nil {
+		x.allowed = make(map[string]map[string]bool)
+	}
+	if x.allowed[name] == nil {
+		x.allowed[name] = make(map[string]bool)
+	}
+	x.allowed[name][peer] = write
+	return nil
+}
+
+// peerKey is where a session's context holds who the peer is.
+type peerKey struct{}
+
+// withPeer says in a context who the peer of a connection is.
+func withPeer(ctx context.Context, name string) context.Context {
+	return context.WithValue(ctx, peerKey{}, name)
+}
+
+// peerOf is the peer's name, "" if the connection says nothing of it.
+func peerOf(ctx context.Context) string {
+	name, _ := ctx.Value(peerKey{}).(string)
+	return name
+}
+
+// lookup opens a volume for one session.
+func (x *exposure) lookup(ctx context.Context, name string, write bool) (failback.Served, error) {
+	peer := peerOf(ctx)
+	e, known := x.byName[name]
+	if known {
+		if peers, some := x.allowed[name]; some {
+			may, listed := peers[peer]
+			known, e.write = listed, e.write && may
+			if !listed && x.barred != nil {
+				x.barred(peer, name)
+			}
+		}
+	}
+	switch {
+	case known && write && !e.write:
+		return failback.Served{}, &failback.RefusedError{Volume: name, Reason: "it is served read-only" + to(peer),
+			Next: "serve it with ,rw if it is meant to be overwritten, and say so in --allow if that names the peers"}
+	case known:
 	case !x.any:
-		return failback.Served{}, &failback.RefusedError{Volume: name, Reason: "no volume of that name is served here",
-			Next: "look at --volume and --only of failback serve there"}
+		// The same words for what is not there and for what this peer may not see.
+		return failback.Served{}, &failback.RefusedError{Volume: name, Reason: "no volume of that name is served here" + to(peer),
+			Next: "look at --volume, --allow and --only of failback serve there"}
 	case !filepath.IsAbs(name):
 		return failback.Served{}, &failback.RefusedError{Volume: name, Reason: "not an absolute path", Next: "write ssh://host/PATH"}
 	default:
 		e = exposed{name: name, path: name, write: true}
 	}
-	s, err := e.open(write)
+	s, err := e.open(write, x.keep)
 	if err == nil && x.opened != nil {
-		x.opened(name, write)
+		x.opened(peer, name, write)
 	}
 	return s, err
 }
 
-func (e exposed) open(write bool) (failback.Served, error) {
+// to names the peer in a refusal, if it has a name.
+func to(peer string) string {
+	if peer == "" {
+		return ""
+	}
+	return " to " + peer
+}
+
+func (e exposed) open(write bool, keep keeping) (failback.Served, error) {
 	d, err := failback.Open(e.path, failback.OpenOptions{Write: write})
 	if err != nil {
 		return failback.Served{}, err
 	}
-	return failback.Served{Side: failback.Side{Volume: d, Name: e.name, Tree: e.tree}, Close: d.Close}, nil
+	side := failback.Side{Volume: d, Name: e.name, Tree: e.tree, TrustTree: e.tree != "", Undo: keep.undo}
+	if side.Journal, err = keep.place.journal(d, e.path, write); err != nil {
+		return failback.Served{}, errors.Join(err, d.Close())
+	}
+	return failback.Served{Side: side, Close: d.Close}, nil
+}
+
+// keeping says where a server keeps what belongs beside the targets it serves.
+type keeping struct {
+	place placeFlags
+	undo  string // a directory, or a file; "": no undo logs
 }
 
 // check finds out at the start what would only be found when a peer comes. A

@@ -12,6 +12,7 @@ import (
 
 	"github.com/failback/failback"
 	"github.com/failback/failback/cbt"
+	"github.com/failback/failback/internal/journal"
 	"github.com/failback/failback/merkle"
 	"github.com/failback/failback/transport/dial"
 	"github.com/failback/failback/transport/message"
@@ -81,7 +82,7 @@ func (f *failure) classify(ctx context.Context, err error) {
 	case errors.As(err, &refused):
 		f.refuse(refused.Volume, refused.Reason, refused.Next)
 	case errors.As(err, &verify):
-		f.Volume, f.Reason, f.Next = verify.Volume, "the medium does not hold what was written", "check the device and its log, then run the same command again"
+		f.Volume, f.Reason, f.Next = verify.Volume, "the medium does not hold what was written", "check the device and its log, then run the same command again, with --repair to have it sent once more"
 	case ctx.Err() != nil:
 		f.Error, f.Reason = "interrupted", "interrupted"
 	case errors.As(err, &peer):
@@ -100,6 +101,10 @@ func (f *failure) classifyFile(err error) {
 	switch {
 	case errors.Is(err, merkle.ErrVersion), errors.Is(err, cbt.ErrVersion):
 		f.Reason, f.Next = "made by another version", "use the failback that made it, or make it again with this one"
+	case errors.Is(err, journal.ErrVersion):
+		f.Reason, f.Next = "made by another version", "use the failback that made it, or sync without --resume"
+	case errors.Is(err, journal.ErrCorrupt), errors.Is(err, journal.ErrNotJournal):
+		f.Reason, f.Next = "not a whole resume journal", "sync without --resume: both sides will be compared"
 	case errors.Is(err, merkle.ErrCorrupt):
 		f.Reason, f.Next = "corrupt digest file", "it proves nothing any more: make it again with failback digest, from a volume you trust"
 	case errors.Is(err, cbt.ErrCorrupt), errors.Is(err, cbt.ErrNotMap):

@@ -45,10 +45,12 @@ func syncLines(r *failback.Report) []line {
 		{"result", syncResult(r)},
 		{"rung", r.Rung + ": " + r.Reason},
 		{"compared", fmt.Sprintf("%s of %s", humanBytes(r.CandidateBytes), humanBytes(r.VolumeBytes))},
+		{"resumed", resumed(r)},
 		{"differing", differing(r)},
 		{"sent", sent(r)},
 		{"source i/o", humanBytes(r.SourceReadBytes) + " read"},
 		{"target i/o", fmt.Sprintf("%s read, %s written, %s read back", humanBytes(r.TargetReadBytes), humanBytes(r.TargetWrittenBytes), humanBytes(r.TargetVerifiedBytes))},
+		{"undo log", undoLine(r)},
 		{"time", phases(r.Seconds)},
 		{"root", deref(r.Root)},
 	}
@@ -66,6 +68,18 @@ func syncResult(r *failback.Report) string {
 	return "equal, what was written is proven by reading it back"
 }
 
+// resumed says what an earlier session or attempt had done; "" for nothing.
+func resumed(r *failback.Report) string {
+	var parts []string
+	if r.ResumedFrom > 0 {
+		parts = append(parts, humanBytes(r.ResumedFrom)+" were done already")
+	}
+	if r.Attempts > 1 {
+		parts = append(parts, fmt.Sprintf("%d attempts, the figures are of the last", r.Attempts))
+	}
+	return strings.Join(parts, "; ")
+}
+
 func differing(r *failback.Report) string {
 	s := humanBytes(r.DivergentBytes)
 	if r.VolumeBytes > 0 {
@@ -75,6 +89,13 @@ func differing(r *failback.Report) string {
 		s += fmt.Sprintf(", %s of it zeroes", humanBytes(r.ZeroBytes))
 	}
 	return s
+}
+
+func undoLine(r *failback.Report) string {
+	if r.UndoBytes == 0 {
+		return ""
+	}
+	return humanBytes(r.UndoBytes) + " saved before they were overwritten"
 }
 
 func sent(r *failback.Report) string {

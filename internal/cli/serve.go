@@ -27,11 +27,15 @@ type serveFlags struct {
 	volumes        []string
 	stdio          bool
 	only           []string
+	allow          []string
 	maxConnections int
+	maxPerPeer     int
+	idle           time.Duration
 	grace          time.Duration
 	limit          byteRate
 	window         byteSize
 	quiet          bool
+	keep           keeping
 }
 
 func (a *app) serveCommand() *cobra.Command {
@@ -46,31 +50,41 @@ or SIGTERM. A volume is opened for each session and closed after it.
   --listen tls://host:port         for machines with a certificate of the same CA (failback pki)
   --listen tcp://127.0.0.1:port    loopback, with --plain-tcp
   --volume NAME=PATH[,ro|rw][,tree=FILE]
-                                   peers may read it and, unless ro, overwrite it;
+                                   peers may read it and, only with rw, overwrite it;
                                    tree: its kept digest file
+  --allow NAME=PEER[,ro|rw]        it is for this peer, and others named so, only
+
+A PEER is the name in its certificate (failback pki cert NAME), or uid:N on a
+unix socket. A volume without --allow is for every peer with a certificate of
+the CA, and for everybody who can open the socket.
 
 With --stdio it serves one peer on standard input and output: what ssh:// runs.
-Then every path this user may open is reachable, unless --only or --volume say
-which; put that into authorized_keys:
+Then every path this user may open can be read and written, unless --only or
+--volume say which; put that into authorized_keys:
 
-  command="failback serve --stdio --only /dev/vg/db" ssh-ed25519 AAAA...
+  command="failback serve --stdio --only /dev/vg/db,rw",restrict ssh-ed25519 AAAA...
 
 Exit codes: 0 stopped by a signal (--stdio: the session went well), 2 usage, 3 failed.`,
 		Example: `  failback serve --listen unix:///run/failback.sock --volume db=/dev/vg/db
-  failback serve --listen tls://:7411 --pki /etc/failback --volume db=/dev/vg/db,ro`,
+  failback serve --listen tls://:7411 --pki /etc/failback --volume db=/dev/vg/db,rw --allow db=away,rw --allow db=auditor`,
 		Args:        exactly(0, "none: volumes are named with --volume"),
 		Annotations: map[string]string{schemaKey: schemaServe},
 	}
 	fl := c.Flags()
 	fl.StringArrayVar(&f.listen, "listen", nil, "`URL` to listen on; may be repeated")
-	fl.StringArrayVar(&f.volumes, "volume", nil, "`NAME=PATH`[,ro|rw][,tree=FILE], rw if it does not say; may be repeated")
+	fl.StringArrayVar(&f.volumes, "volume", nil, "`NAME=PATH`[,ro|rw][,tree=FILE], ro if it does not say; may be repeated")
+	fl.StringArrayVar(&f.allow, "allow", nil, "`NAME=PEER`[,ro|rw]: this peer may use the volume, others may not; ro if it does not say; may be repeated")
 	fl.BoolVar(&f.stdio, "stdio", false, "serve one peer on standard input and output")
-	fl.StringArrayVar(&f.only, "only", nil, "with --stdio: `PATH`[,ro|rw][,tree=FILE], and no other path; may be repeated")
-	fl.IntVar(&f.maxConnections, "max-connections", 16, "`N` connections at a time; one that comes on top is closed")
+	fl.StringArrayVar(&f.only, "only", nil, "with --stdio: `PATH`[,ro|rw][,tree=FILE], and no other path; ro if it does not say; may be repeated")
+	fl.IntVar(&f.maxConnections, "max-connections", 64, "`N` connections at a time; one that comes on top is closed")
+	fl.IntVar(&f.maxPerPeer, "max-per-peer", 32, "`N` connections of one peer at a time, likewise")
+	fl.DurationVar(&f.idle, "idle", 15*time.Minute, "how long a session may say nothing but that its peer is alive")
 	fl.DurationVar(&f.grace, "grace", 10*time.Second, "how long a signal lets sessions go on before they are cut off")
 	fl.Var(&f.limit, "limit", "at most so many bytes a second onto each connection (default: no limit)")
 	fl.Var(&f.window, "window", "bytes that may be under way in a session (default 16MiB)")
 	fl.BoolVarP(&f.quiet, "quiet", "q", false, "print nothing but errors")
+	f.keep.place.add(c)
+	fl.StringVar(&f.keep.undo, "undo", "", "keep undo logs for peers that ask: in `DIR`, a file for each sync; with --stdio also a file")
 	f.link.addShared(c)
 	return a.runs(c, func(ctx context.Context, _ []string) error { return a.serve(ctx, &f) })
 }
@@ -85,8 +99,14 @@ func (f *serveFlags) check() error {
 		return usagef("--only is for --stdio: name volumes with --volume")
 	case !f.stdio && len(f.volumes) == 0:
 		return usagef("nothing to serve: give --volume NAME=PATH")
+	case f.stdio && len(f.allow) > 0:
+		return usagef("--allow is for --listen: who comes over ssh is known by the key, say it in authorized_keys")
 	case f.maxConnections < 1:
 		return usagef("--max-connections %d: at least 1", f.maxConnections)
+	case f.maxPerPeer < 1:
+		return usagef("--max-per-peer %d: at least 1", f.maxPerPeer)
+	case f.idle <= 0:
+		return usagef("--idle %v: more than 0", f.idle)
 	case f.grace < 0:
 		return usagef("--grace %v: 0 or more", f.grace)
 	}
@@ -101,36 +121,54 @@ func (a *app) serve(ctx context.Context, f *serveFlags) error {
 	if err != nil {
 		return err
 	}
-	x, err := newExposure(f.volumes)
+	x, err := f.exposure()
 	if err != nil {
 		return err
 	}
-	for _, s := range f.only {
-		if err := x.only(s); err != nil {
-			return err
-		}
-	}
-	x.any = f.stdio && len(f.only) == 0 && len(f.volumes) == 0
 	s := &server{
-		grace: f.grace, slots: make(chan struct{}, f.maxConnections), log: &logger{w: a.stderr, quiet: f.quiet},
-		core: failback.NewServer(failback.ServerOptions{Lookup: x.lookup, Options: failback.Options{
+		grace: f.grace, door: newDoor(f.maxConnections, f.maxPerPeer), log: &logger{w: a.stderr, quiet: f.quiet},
+		core: failback.NewServer(failback.ServerOptions{Lookup: x.lookup, Peer: peerOf, Idle: f.idle, Options: failback.Options{
 			Window: int64(f.window), Limit: int64(f.limit), Timeout: f.link.timeout,
 		}}),
 	}
 	if f.stdio {
 		return s.core.Handle(ctx, a.stdio())
 	}
-	x.opened = func(name string, write bool) {
+	x.opened = func(peer, name string, write bool) {
 		if write {
-			s.log.infof("volume %s opened to be written", name)
+			s.log.infof("volume %s opened%s to be written", name, from(peer))
 		} else {
-			s.log.infof("volume %s opened to be read", name)
+			s.log.infof("volume %s opened%s to be read", name, from(peer))
 		}
+	}
+	x.barred = func(peer, name string) {
+		s.log.errorf("volume %s asked for%s, whom --allow does not name: refused as if it were not there", name, from(peer))
 	}
 	if err := x.check(); err != nil {
 		return err
 	}
 	return s.run(ctx, f.listen, link)
+}
+
+// exposure is what the flags make reachable.
+func (f *serveFlags) exposure() (*exposure, error) {
+	x, err := newExposure(f.volumes)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range f.allow {
+		if err := x.allow(s); err != nil {
+			return nil, err
+		}
+	}
+	for _, s := range f.only {
+		if err := x.only(s); err != nil {
+			return nil, err
+		}
+	}
+	x.keep = f.keep
+	x.any = f.stdio && len(f.only) == 0 && len(f.volumes) == 0
+	return x, nil
 }
 
 // stdio is this process's standard input and output as a connection.
@@ -149,7 +187,7 @@ func (a *app) stdio() io.ReadWriteCloser {
 type server struct {
 	core  *failback.Server
 	grace time.Duration
-	slots chan struct{} // one for each connection under way
+	door  *door
 	count atomic.Uint64 // connections so far: their names in the log
 	log   *logger
 }
@@ -198,19 +236,12 @@ func (s *server) run(ctx context.Context, urls []string, o dial.Options) error {
 
 // drain waits for the sessions under way, for no longer than grace undisturbed.
 func (s *server) drain(under *sync.WaitGroup, cut context.CancelFunc) {
-	if n := len(s.slots); n > 0 {
+	if n := s.door.count(); n > 0 {
 		s.log.infof("stopping; %s may go on for %v", plural(n, "connection"), s.grace)
 	}
 	timer := time.AfterFunc(s.grace, cut)
 	defer timer.Stop()
 	under.Wait()
-}
-
-// busy is what a peer is told that comes when all places are taken.
-func busy(places int) *failback.RefusedError {
-	return &failback.RefusedError{Volume: "server",
-		Reason: fmt.Sprintf("%d connections are under way and no more are taken", places),
-		Next:   "try again later, or raise --max-connections there"}
 }
 
 func (s *server) accept(ctx context.Context, l net.Listener, under *sync.WaitGroup) error {
@@ -230,35 +261,9 @@ func (s *server) accept(ctx context.Context, l net.Listener, under *sync.WaitGro
 			return fmt.Errorf("accept on %s: %w", dial.URL(l), err)
 		}
 		id := s.count.Add(1)
-		select {
-		case s.slots <- struct{}{}:
-		default:
-			s.log.errorf("connection %d closed: %d are under way, see --max-connections", id, cap(s.slots))
-			under.Go(func() {
-				if err := s.core.Refuse(conn, busy(cap(s.slots))); err != nil {
-					s.log.errorf("connection %d: %v", id, err)
-				}
-			})
-			continue
-		}
-		under.Go(func() {
-			defer func() { <-s.slots }()
-			s.handle(ctx, id, conn)
-		})
+		s.door.knock(conn)
+		under.Go(func() { s.admit(ctx, id, conn) })
 	}
-}
-
-func (s *server) handle(ctx context.Context, id uint64, conn net.Conn) {
-	from := dial.PeerName(conn)
-	if from == "" {
-		from = conn.RemoteAddr().Network()
-	}
-	s.log.infof("connection %d from %s", id, from)
-	if err := s.core.Handle(ctx, conn); err != nil {
-		s.log.errorf("connection %d from %s: %v", id, from, err)
-		return
-	}
-	s.log.infof("connection %d done", id)
 }
 
 // logger writes whole lines from many goroutines.

@@ -16,6 +16,7 @@ import (
 type syncFlags struct {
 	out  outputFlags
 	link linkFlags
+	fall recoverFlags
 
 	dirty, targetDirty     []string
 	sourceTree, targetTree string
@@ -43,6 +44,10 @@ these it is (the rung), and why, is printed before a byte moves.
 SOURCE is only read. TARGET is refused, with the reason, if it is mounted or in
 use, of another size, or the source itself.
 
+A peer that is lost is tried again for --retry-for. A sync that was interrupted
+for good leaves a journal beside TARGET (for devices in --state) and goes on where
+it was with --resume; until then TARGET counts as inconsistent.
+
 Exit codes: 0 done and proven, 2 usage, 3 failed, 4 refused (nothing was touched).`,
 		Example: `  failback sync backup.img primary.img
   failback sync --dirty since-failover.fbm /dev/vg/backup ssh://root@home/dev/vg/primary
@@ -52,6 +57,7 @@ Exit codes: 0 done and proven, 2 usage, 3 failed, 4 refused (nothing was touched
 	}
 	s.addFlags(c)
 	s.link.add(c)
+	s.fall.add(c)
 	a.addOutputFlags(c, &s.out)
 	return a.runs(c, func(ctx context.Context, args []string) error { return a.sync(ctx, &s, args[0], args[1]) })
 }
@@ -111,6 +117,14 @@ func (a *app) sync(ctx context.Context, s *syncFlags, source, target string) err
 	if err != nil {
 		return err
 	}
+	far, err := dial.Parse(target)
+	if err != nil {
+		return err
+	}
+	if err := s.fall.check(far); err != nil {
+		return err
+	}
+	s.fall.options(&options, !far.Local())
 	src, dst, err := s.open(source, target, link)
 	if err != nil {
 		return err
@@ -132,11 +146,12 @@ func (s *syncFlags) open(source, target string, link dial.Options) (src, dst *si
 	if err != nil {
 		return nil, nil, err
 	}
+	link.RemoteArgs = s.fall.remoteArgs()
 	dst, err = openVolume(target, !s.dryRun, link)
 	if err != nil {
 		return nil, nil, closeSides(err, src)
 	}
-	if err := s.describe(src, dst); err != nil {
+	if err := errors.Join(s.describe(src, dst), s.fall.sides(src, dst, !s.dryRun)); err != nil {
 		return nil, nil, closeSides(err, src, dst)
 	}
 	return src, dst, nil
@@ -200,6 +215,6 @@ func syncOutcome(err error, target string, moved bool) error {
 	}
 	return &outcomeError{
 		err, target + " may hold a part of the change and equals neither its old content nor the source; the source is as it was",
-		"run the same command again: what has arrived is not sent again",
+		"run the same command again with --resume: it goes on where it was (without: both sides are compared, and what has arrived is not sent again)",
 	}
 }

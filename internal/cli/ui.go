@@ -59,7 +59,26 @@ func terminalWidth(f *os.File) func() int {
 }
 
 func (u *ui) events() failback.Events {
-	return failback.Events{Plan: u.plan, Progress: u.progress}
+	return failback.Events{Plan: u.plan, Progress: u.progress, Retry: u.retry, Note: u.note}
+}
+
+// retry is called when a sync is begun again.
+func (u *ui) retry(err error, pause time.Duration) {
+	if pause == 0 {
+		u.note(fmt.Sprintf("%v: trying once more, compared with the medium", err))
+		return
+	}
+	u.note(fmt.Sprintf("%v: trying again in %v", err, pause.Round(100*time.Millisecond)))
+}
+
+// note prints a line that is no error.
+func (u *ui) note(text string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if !u.quiet {
+		u.erase()
+		fmt.Fprintln(u.w, text)
+	}
 }
 
 // plan is called before a byte moves (L3).

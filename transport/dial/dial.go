@@ -41,6 +41,9 @@ type Options struct {
 	// default "failback". A leading ~/ stands for the home directory there.
 	RemoteFailback string
 
+	// RemoteArgs are further arguments of failback serve --stdio there.
+	RemoteArgs []string
+
 	// Credentials are shown on tls://, by Dial and Listen alike.
 	Credentials Credentials
 

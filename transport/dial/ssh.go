@@ -212,7 +212,14 @@ func sshCommand(a Address, o Options) ([]string, error) {
 	if a.User != "" {
 		argv = append(argv, "-l", a.User)
 	}
-	return append(argv, "--", a.Host, shellQuote(bin)+" serve --stdio"), nil
+	command := shellQuote(bin) + " serve --stdio"
+	for _, arg := range o.RemoteArgs {
+		if strings.ContainsFunc(arg, unicode.IsControl) {
+			return nil, &AddressError{Address: a.String(), Reason: "remote argument " + strconv.Quote(arg) + " holds a control character"}
+		}
+		command += " " + shellQuote(arg)
+	}
+	return append(argv, "--", a.Host, command), nil
 }
 
 var plainWord = regexp.MustCompile(`^[A-Za-z0-9_@%+=:,./-]+$`)

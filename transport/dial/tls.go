@@ -6,14 +6,11 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-
 	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
-
 	"time"
 )
 
@@ -237,29 +234,4 @@ func (c *tlsConn) explain(err error) error {
 		return fmt.Errorf("reach %s: %w; %s", c.address, err, why)
 	}
 	return err
-}
-
-// PeerName is the name in the certificate that the peer has shown: what
-// [NewCertificate] was told. It finishes the handshake if need be, at most
-// [DefaultTimeout]; "" stands for a connection without a certificate, or with a
-// handshake that went wrong, which the next Read will tell.
-func PeerName(conn io.ReadWriteCloser) string {
-	c, ok := conn.(interface {
-		ConnectionState() tls.ConnectionState
-		Handshake() error
-		SetDeadline(time.Time) error
-	})
-	if !ok {
-		return ""
-	}
-	if !c.ConnectionState().HandshakeComplete {
-		if c.SetDeadline(time.Now().Add(DefaultTimeout)) != nil || c.Handshake() != nil || c.SetDeadline(time.Time{}) != nil {
-			return ""
-		}
-	}
-	chains := c.ConnectionState().VerifiedChains
-	if len(chains) == 0 {
-		return ""
-	}
-	return chains[0][0].Subject.CommonName
 }

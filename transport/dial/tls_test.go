@@ -93,9 +93,9 @@ func TestTLSPeerName(t *testing.T) {
 			got <- seen{err: err}
 			return
 		}
-		name := PeerName(c)
-		_, err = io.Copy(c, c) // the deadline of the handshake is lifted again
-		got <- seen{name, errors.Join(err, c.Close())}
+		name, err := PeerName(c)
+		_, copied := io.Copy(c, c) // the deadline of the handshake is lifted again
+		got <- seen{name, errors.Join(err, copied, c.Close())}
 	}()
 	a, err := Parse(URL(l) + "/x")
 	if err != nil {
@@ -105,8 +105,8 @@ func TestTLSPeerName(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if name := PeerName(conn); name != "server" {
-		t.Errorf("the client sees %q, want server", name)
+	if name, err := PeerName(conn); name != "server" || err != nil {
+		t.Errorf("the client sees %q, %v; want server", name, err)
 	}
 	if err := conn.Close(); err != nil {
 		t.Error(err)
@@ -115,8 +115,8 @@ func TestTLSPeerName(t *testing.T) {
 		t.Errorf("the server sees %q, %v; want client", s.name, s.err)
 	}
 	here, there := net.Pipe()
-	if name := PeerName(here); name != "" {
-		t.Errorf("a connection without certificates has the name %q", name)
+	if name, err := PeerName(here); name != "" || err != nil {
+		t.Errorf("a connection without certificates has the name %q, %v", name, err)
 	}
 	if err := errors.Join(here.Close(), there.Close()); err != nil {
 		t.Error(err)
@@ -140,10 +140,9 @@ func TestTLSServerRefuses(t *testing.T) {
 				close(refusals)
 				return
 			}
-			if name := PeerName(c); name != "" {
+			name, err := PeerName(c)
+			if err == nil {
 				err = errors.New("took " + name)
-			} else {
-				_, err = c.Read(make([]byte, 1))
 			}
 			c.Close()
 			refusals <- err

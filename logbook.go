@@ -1,0 +1,260 @@
+package failback
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/failback/failback/internal/journal"
+	"github.com/failback/failback/transport/message"
+)
+
+// How a session goes about one that was interrupted. The numbers are on the wire.
+const (
+	resumeNot        uint8 = 0 // begin anew
+	resumeMust       uint8 = 1 // go on with it, or refuse
+	resumeIfPossible uint8 = 2
+)
+
+// A logbook is the resume journal of a target in one session: what an
+// interrupted one left, and what this one leaves. Without a path it keeps none.
+//
+//	look ─▶ accept ─▶ touch ─▶ reach … ─▶ complete ─▶ gone
+//	                    └──────── suspect ◀── read back wrong
+type logbook struct {
+	path  string // "": none is kept
+	files journal.Files
+	name  string          // of the volume, for messages
+	found *journal.Record // what this session may go on with; nil: nothing
+
+	there bool // some journal lies at path
+
+	mu      sync.Mutex
+	file    *journal.File // nil until something is recorded
+	rec     journal.Record
+	touched atomic.Bool // the record on the medium says that the target was written
+}
+
+// look reads what an interrupted session left at the target. Whether it is used
+// is for the source to decide; here it is only made sure that it is theirs.
+func (b *logbook) look(start *message.Start, mine message.VolumeInfo) error {
+	if b.path == "" {
+		if start.Resume == resumeMust {
+			return &RefusedError{Volume: b.name, Reason: "no journal is kept for it, so there is nothing to go on with",
+				Next: "sync without --resume: both sides will be compared"}
+		}
+		return nil
+	}
+	rec, err := journal.Read(b.files, b.path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		rec = nil
+	case errors.Is(err, journal.ErrNotJournal):
+		return &RefusedError{Volume: b.name, cause: err,
+			Reason: fmt.Sprintf("%s is where its resume journal belongs and is something else", b.path),
+			Next:   "move that file away, or keep journals elsewhere (--state DIR)"}
+	case errors.Is(err, journal.ErrCorrupt) && start.Resume != resumeMust:
+		rec = nil // it will be replaced; both sides are compared
+	case err != nil:
+		return err
+	}
+	b.there = err == nil || errors.Is(err, journal.ErrCorrupt)
+	if start.Resume == resumeNot {
+		return nil
+	}
+	why := "there is no journal of an interrupted sync at " + b.path
+	if rec != nil {
+		why = strange(rec, start, mine)
+	}
+	switch {
+	case why == "":
+		b.found = rec
+	case start.Resume == resumeMust:
+		return &RefusedError{Volume: b.name, Reason: why, Next: "sync without --resume: both sides will be compared"}
+	}
+	return nil
+}
+
+// strange says why a journal is not that of these two volumes, or "".
+func strange(rec *journal.Record, start *message.Start, mine message.VolumeInfo) string {
+	for _, x := range []struct {
+		side string
+		was  journal.Volume
+		is   message.VolumeInfo
+	}{{"source", rec.Source, start.Volume}, {"target", rec.Target, mine}} {
+		switch {
+		case x.was.Size != x.is.Size:
+			return fmt.Sprintf("its journal is of a sync whose %s had %d bytes, this one has %d", x.side, x.was.Size, x.is.Size)
+		case x.was.Identity != x.is.Identity:
+			return fmt.Sprintf("its journal is of a sync with the %s %s (%q), this one is %q", x.side, x.was.Name, x.was.Identity, x.is.Identity)
+		case x.is.Identity == "" && rec.Run != start.Session:
+			return fmt.Sprintf("the %s has no identity, so nothing says that the journal is of it", x.side)
+		}
+	}
+	return ""
+}
+
+// offer tells the source what there is to go on with.
+func (b *logbook) offer(m *message.Info) {
+	if b.found != nil {
+		m.Journal, m.Done, m.Basis, m.Stamp = true, b.found.Done, b.found.Basis, b.found.Stamp
+	}
+}
+
+// accept takes the source's plan: from here on it is known what is recorded.
+func (b *logbook) accept(start *message.Start, plan *message.Plan, mine message.VolumeInfo) error {
+	if plan.Resume > 0 && (b.found == nil || plan.Resume > b.found.Done || plan.Basis != b.found.Basis) {
+		return protocolf("a session resumed at %d, for which there is no journal", plan.Resume)
+	}
+	b.rec = journal.Record{
+		Run: start.Session, Done: plan.Resume, Basis: plan.Basis, Stamp: start.Stamp, Started: time.Now(),
+		Source: journal.Volume{Size: start.Volume.Size, Identity: start.Volume.Identity, Name: start.Volume.Name},
+		Target: journal.Volume{Size: mine.Size, Identity: mine.Identity, Name: mine.Name},
+	}
+	if f := b.found; f != nil {
+		b.rec.Run, b.rec.Started, b.rec.Written = f.Run, f.Started, f.Written
+		b.rec.Touched, b.rec.Suspect, b.rec.Undo = f.Touched, f.Suspect, f.Undo
+	}
+	return nil
+}
+
+// touch records, before the first byte is overwritten, that the target is
+// inconsistent from now on. It is durable when touch returns.
+func (b *logbook) touch() error {
+	if b.touched.Load() {
+		return nil
+	}
+	return b.note(func(r *journal.Record) bool {
+		r.Touched = true
+		return !b.touched.Load()
+	})
+}
+
+// reach records that everything below done is equal and durable, and how many
+// bytes this session has written.
+func (b *logbook) reach(done, written int64) error {
+	return b.note(func(r *journal.Record) bool {
+		if done <= r.Done {
+			return false
+		}
+		r.Done = done
+		if b.found != nil {
+			written += b.found.Written
+		}
+		r.Written = written
+		return true
+	})
+}
+
+// suspect records that the medium does not hold what was written. After a
+// comparison of the whole nothing that was recorded is believed any more.
+func (b *logbook) suspect(whole bool) error {
+	return b.note(func(r *journal.Record) bool {
+		r.Suspect = true
+		if whole {
+			r.Done = 0
+		}
+		return true
+	})
+}
+
+// complete records that the session has come to its end: both sides are equal.
+// The journal stays until the source has heard that (gone).
+func (b *logbook) complete(size int64) error {
+	return b.note(func(r *journal.Record) bool {
+		r.Complete, r.Suspect, r.Done = true, false, size
+		// What left no trace needs no end, unless an older session did.
+		return b.file != nil || b.there
+	})
+}
+
+// note changes the record and, if change says so, makes it durable.
+func (b *logbook) note(change func(*journal.Record) bool) error {
+	if b.path == "" {
+		return nil
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !change(&b.rec) {
+		return nil
+	}
+	b.rec.Updated = time.Now()
+	var err error
+	if b.file == nil {
+		b.file, err = journal.Begin(b.files, b.path, b.rec)
+	} else {
+		err = b.file.Commit(b.rec)
+	}
+	if err != nil {
+		return b.explain(err)
+	}
+	b.touched.Store(b.rec.Touched)
+	return nil
+}
+
+// explain says what to do about a journal that cannot be written: it is what
+// the volume is marked inconsistent with, so the session does not do without.
+func (b *logbook) explain(err error) error {
+	if b.file == nil {
+		return &RefusedError{Volume: b.name, cause: err,
+			Reason: fmt.Sprintf("its resume journal cannot be kept (%v)", err),
+			Next:   "keep it elsewhere (--state DIR), or do without (--no-journal): then an interrupted sync cannot be resumed"}
+	}
+	return fmt.Errorf("%w: make room there, or keep it elsewhere (--state DIR), and sync again", err)
+}
+
+// gone removes the journal of a session that both sides know to be over.
+func (b *logbook) gone() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.file == nil {
+		return nil
+	}
+	return b.file.Remove()
+}
+
+// close leaves the journal as it is, for whoever goes on.
+func (b *logbook) close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.file == nil {
+		return nil
+	}
+	return b.file.Close()
+}
+
+// refuseInconsistent refuses as a source a volume that a sync has begun to
+// overwrite and not finished (L5).
+func refuseInconsistent(s Side) error {
+	if s.Journal == "" || s.AllowInconsistent {
+		return nil
+	}
+	rec, err := journal.Read(s.journalFiles(), s.Journal)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, journal.ErrNotJournal):
+		return nil
+	case errors.Is(err, journal.ErrCorrupt), errors.Is(err, journal.ErrVersion):
+		return &RefusedError{Volume: s.label(), cause: err,
+			Reason: fmt.Sprintf("it has a resume journal that cannot be read (%v), so a sync onto it may not have finished", err),
+			Next:   "make it equal to something first, or use it as it is (--allow-inconsistent)"}
+	case err != nil:
+		return err
+	case rec.Complete || !rec.Touched:
+		return nil
+	}
+	return &RefusedError{Volume: s.label(),
+		Reason: fmt.Sprintf("a sync from %s onto it was interrupted at %s, so it holds neither its old content nor that one's (%s)",
+			rec.Source.Name, rec.Updated.Format(time.DateTime), s.Journal),
+		Next: "finish that sync (--resume), or undo it; or use it as it is (--allow-inconsistent)"}
+}
+
+// journalFiles is where the side's journal lies.
+func (s Side) journalFiles() journal.Files {
+	if s.files != nil {
+		return s.files
+	}
+	return journal.Disk
+}

@@ -1,0 +1,97 @@
+package failback
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/failback/failback/transport/message"
+)
+
+// A saver keeps what a target held before it was overwritten.
+type saver interface {
+	// save returns when what vol holds in spans is durable elsewhere, or was
+	// saved before. It is safe for concurrent use.
+	save(ctx context.Context, vol *meter, spans []message.Extent) error
+	// finish says, durably, that nothing more comes.
+	finish() error
+	close() error
+}
+
+// A savePlace is where a target's side has undo logs kept.
+type savePlace struct {
+	path string // a file to be made, or a directory; "": none
+	best bool   // go on without when that is no longer possible
+	// onDemand is a server's: only for peers that ask, who also say whether to go
+	// on without.
+	onDemand bool
+}
+
+// openUndo begins or goes on with the undo log of a session that writes.
+func (t *target) openUndo() error {
+	run := t.log.rec.Run
+	if t.log.path == "" {
+		run = t.start.Session
+	}
+	path := t.saveTo.path
+	if t.saveTo.onDemand && t.start.Undo == 0 {
+		path = ""
+	}
+	switch chain := t.log.found; {
+	case chain != nil && chain.Undo != "":
+		// What was begun is not left half done. Where that is, the user says: whoever
+		// can write the journal could name any file.
+		if path == "" || path != chain.Undo && filepath.Dir(chain.Undo) != filepath.Clean(path) {
+			return &RefusedError{Volume: t.name, Reason: "the interrupted sync kept an undo log, " + chain.Undo,
+				Next: "resume with it (--undo " + chain.Undo + "; where the target is served, --undo-served), or sync without --resume"}
+		}
+		path = chain.Undo
+	case path == "" && t.start.Undo != 0:
+		return &RefusedError{Volume: t.name, Reason: "undo was asked for and its server keeps no undo logs",
+			Next: "have it keep them (failback serve --undo DIR), or sync without"}
+	case path == "":
+		return nil
+	case chain != nil && chain.Touched:
+		return &RefusedError{Volume: t.name, Reason: "what the interrupted sync has overwritten was not saved, so it cannot be undone as a whole",
+			Next: "resume without an undo log, or begin anew with one"}
+	default:
+		path = undoPath(path, t.name, run)
+	}
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return err
+	}
+	t.log.rec.Undo = path
+	t.undo, err = t.beginUndo(path, run)
+	return err
+}
+
+// Ways a source asks for an undo log. The numbers are on the wire.
+const (
+	undoMust uint8 = 1
+	undoBest uint8 = 2
+)
+
+// undoPath is the name of a session's undo log: path, or one in it if that is a directory.
+func undoPath(path, volume string, run [16]byte) string {
+	if info, err := os.Stat(path); err != nil || !info.IsDir() {
+		return path
+	}
+	word := strings.Map(func(r rune) rune {
+		if r <= ' ' || r > '~' || r == '/' {
+			return '_'
+		}
+		return r
+	}, strings.TrimLeft(volume, "/"))
+	return filepath.Join(path, fmt.Sprintf("%.100s-%s.fbu", word, hex.EncodeToString(run[:4])))
+}
+
+func (t *target) closeUndo() error {
+	if t.undo == nil {
+		return nil
+	}
+	return t.undo.close()
+}

@@ -1,0 +1,80 @@
+package failback
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/failback/failback/merkle"
+	"github.com/failback/failback/transport/message"
+)
+
+// seal answers with this side's root and figures.
+func (t *target) seal(ctx context.Context, p []byte) error {
+	var m message.Seal
+	if err := m.Decode(p); err != nil {
+		return err
+	}
+	t.respond.Load().stop()
+	out := message.Sealed{Algorithm: m.Algorithm, Stats: stats(t.vol)}
+	if m.Algorithm != 0 {
+		if t.sealer == nil || merkle.Algorithm(t.pass.Digest) != merkle.Algorithm(m.Algorithm) {
+			return protocolf("seal without a pass over the volume")
+		}
+		root, err := t.sealer.root(ctx)
+		if err != nil {
+			return err
+		}
+		out.Root = root
+	}
+	if t.writes() && out.Root == m.Root {
+		if err := t.settled(); err != nil {
+			return err
+		}
+	}
+	return t.link.Send(kindSealed, out.Append(nil))
+}
+
+// settled makes it durable that the session has come to its end, before the
+// source hears of it. A crash before the last step leaves the mark: the next
+// session finds little or nothing to do and ends the journal then.
+//
+//  1. end the undo log: it holds all that was overwritten
+//  2. end the journal: the volume is consistent
+func (t *target) settled() error {
+	if !t.apply.Load().settled.Load() {
+		return protocolf("the end of a session whose data is not all acknowledged")
+	}
+	if t.undo != nil {
+		if err := t.undo.finish(); err != nil {
+			return err
+		}
+	}
+	return t.log.complete(t.span())
+}
+
+// progress is how far the session is, as this side sees it.
+func (t *target) progress() Progress {
+	p := Progress{Phase: "plan", Elapsed: time.Since(t.began)}
+	if r := t.respond.Load(); r != nil {
+		p.Phase = "transfer"
+		if r.medium {
+			p.Phase = "verify"
+		}
+		p.Done, p.Total = r.progress()
+	}
+	if a := t.apply.Load(); a != nil {
+		p.Raw = a.received.Load()
+		p.Divergent = p.Raw
+	}
+	st := t.link.Stats()
+	p.Wire = st.BytesIn + st.BytesOut
+	return p
+}
+
+// isWrong reports whether err says that the target's medium does not hold what was written.
+func isWrong(err error) bool {
+	var mine *VerifyError
+	var theirs *PeerError
+	return errors.As(err, &mine) || errors.As(err, &theirs) && theirs.Code == message.CodeVerification
+}
