@@ -369,11 +369,16 @@ func (a *applier) ready(ctx context.Context, spans []message.Extent) error {
 	if a.undo == nil {
 		return nil
 	}
-	if err := a.undo.save(ctx, a.vol, spans); err != nil {
+	saved, err := a.undo.save(ctx, a.vol, spans)
+	if err != nil {
 		return err
 	}
+	count := &a.vol.unsaved
+	if saved {
+		count = &a.vol.saved
+	}
 	for _, x := range spans {
-		a.vol.saved.Add(x.End - x.Off)
+		count.Add(x.End - x.Off)
 	}
 	return nil
 }

@@ -117,7 +117,7 @@ func (j *job) local(ctx context.Context, a, b Side) (*Report, error) {
 		return nil, err
 	}
 	// Both ends are this process: the plan and progress are told by the source.
-	t.o.Events = Events{}
+	t.o.Events = Events{Note: j.o.Events.Note}
 	s, err := j.source(ctx, a, b, []io.ReadWriteCloser{near})
 	if err != nil {
 		return nil, errors.Join(err, t.close())
@@ -259,7 +259,7 @@ func newTargetOver(ctx context.Context, b Side, o Options, conns []*transport.Co
 	return &target{
 		o: o, name: b.label(), link: conns[0], join: join, vol: vol, tree: tree, dirty: b.Dirty, writable: writable,
 		log:    logbook{path: b.Journal, files: b.journalFiles(), name: b.label()},
-		saveTo: savePlace{path: b.Undo, best: b.UndoBestEffort},
+		saveTo: savePlace{path: b.Undo, best: b.UndoBestEffort, files: b.undoAt},
 	}, nil
 }
 

@@ -20,6 +20,7 @@ type meter struct {
 	zeroed   atomic.Int64
 	verified atomic.Int64 // read from the medium to prove what lies there
 	saved    atomic.Int64 // kept in an undo log before it was overwritten
+	unsaved  atomic.Int64 // overwritten without, though there is one
 }
 
 // ReadAt implements io.ReaderAt for what reads a volume without knowing it is counted.

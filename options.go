@@ -43,7 +43,8 @@ type Side struct {
 	// UndoBestEffort goes on without when that is no longer possible.
 	UndoBestEffort bool
 
-	files journal.Files // where Journal lies; nil: on this machine
+	files  journal.Files // where Journal lies; nil: on this machine
+	undoAt undoFiles     // where Undo lies, likewise
 }
 
 func (s Side) label() string {

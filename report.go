@@ -48,8 +48,11 @@ type Report struct {
 	// bytes: nothing below it was looked at again.
 	ResumedFrom int64 `json:"resumed_from"`
 	// UndoBytes is how much of what was overwritten was saved before.
-	UndoBytes int64   `json:"undo_bytes"`
-	Seconds   Seconds `json:"seconds"`
+	UndoBytes int64 `json:"undo_bytes"`
+	// UnsavedBytes is how much was overwritten without, because no more could be
+	// saved: the undo log has a gap.
+	UnsavedBytes int64   `json:"unsaved_bytes"`
+	Seconds      Seconds `json:"seconds"`
 
 	// Extents are the divergent ranges a comparison found, in order. A [Sync] leaves it empty.
 	Extents []cbt.Extent `json:"-"`

@@ -3,7 +3,9 @@ package failback
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,9 +15,10 @@ import (
 
 // A saver keeps what a target held before it was overwritten.
 type saver interface {
-	// save returns when what vol holds in spans is durable elsewhere, or was
-	// saved before. It is safe for concurrent use.
-	save(ctx context.Context, vol *meter, spans []message.Extent) error
+	// save returns when what vol holds in spans is durable elsewhere. It is safe
+	// for concurrent use. With best effort it may be false: it is not, and the
+	// session goes on.
+	save(ctx context.Context, vol *meter, spans []message.Extent) (bool, error)
 	// finish says, durably, that nothing more comes.
 	finish() error
 	close() error
@@ -28,6 +31,7 @@ type savePlace struct {
 	// onDemand is a server's: only for peers that ask, who also say whether to go
 	// on without.
 	onDemand bool
+	files    undoFiles // nil: on this machine
 }
 
 // openUndo begins or goes on with the undo log of a session that writes.
@@ -40,11 +44,17 @@ func (t *target) openUndo() error {
 	if t.saveTo.onDemand && t.start.Undo == 0 {
 		path = ""
 	}
+	if path != "" {
+		var err error
+		if path, err = filepath.Abs(path); err != nil {
+			return err
+		}
+	}
 	switch chain := t.log.found; {
 	case chain != nil && chain.Undo != "":
 		// What was begun is not left half done. Where that is, the user says: whoever
 		// can write the journal could name any file.
-		if path == "" || path != chain.Undo && filepath.Dir(chain.Undo) != filepath.Clean(path) {
+		if path == "" || path != chain.Undo && filepath.Dir(chain.Undo) != path {
 			return &RefusedError{Volume: t.name, Reason: "the interrupted sync kept an undo log, " + chain.Undo,
 				Next: "resume with it (--undo " + chain.Undo + "; where the target is served, --undo-served), or sync without --resume"}
 		}
@@ -60,13 +70,33 @@ func (t *target) openUndo() error {
 	default:
 		path = undoPath(path, t.name, run)
 	}
-	path, err := filepath.Abs(path)
+	t.log.rec.Undo = path
+	w, err := t.undoWriter(path, run)
 	if err != nil {
 		return err
 	}
-	t.log.rec.Undo = path
-	t.undo, err = t.beginUndo(path, run)
-	return err
+	w.note = t.o.Events.Note
+	t.undo = w
+	return nil
+}
+
+func (t *target) undoWriter(path string, run [16]byte) (*undoWriter, error) {
+	f := undoFacts{
+		Target:  undoVolume{Size: t.vol.v.Size(), Identity: clip(t.vol.identity()), Name: clip(t.name)},
+		Source:  undoVolume{Size: t.start.Volume.Size, Identity: t.start.Volume.Identity, Name: t.start.Volume.Name},
+		Session: run, BestEffort: t.saveTo.best || t.saveTo.onDemand && t.start.Undo == undoBest,
+	}
+	files := t.saveTo.files
+	if files == nil {
+		files = undoDisk{}
+	}
+	if t.start.Resume != resumeNot {
+		w, err := resumeUndo(files, path, f)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return w, err
+		}
+	}
+	return createUndo(files, path, f)
 }
 
 // Ways a source asks for an undo log. The numbers are on the wire.

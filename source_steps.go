@@ -330,7 +330,7 @@ func (s *source) conclude(sealed uint8) {
 		r.SourceReadBytes = s.vol.read.Load()
 	}
 	r.DivergentBytes = s.out.stats.divergent.Load()
-	r.ResumedFrom, r.UndoBytes = s.facts.from, t.saved
+	r.ResumedFrom, r.UndoBytes, r.UnsavedBytes = s.facts.from, t.saved, t.unsaved
 	r.RawBytes = s.out.stats.raw.Load()
 	r.ZeroBytes = s.out.stats.zero.Load()
 	r.Codec = map[string]int64{}

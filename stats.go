@@ -14,6 +14,7 @@ const (
 	statZeroed   = 3
 	statVerified = 4
 	statSaved    = 5
+	statUnsaved  = 6
 )
 
 // stats says what a side's volume has done.
@@ -27,11 +28,12 @@ func stats(m *meter) []message.Stat {
 		{ID: statZeroed, Value: uint64(m.zeroed.Load())},
 		{ID: statVerified, Value: uint64(m.verified.Load())},
 		{ID: statSaved, Value: uint64(m.saved.Load())},
+		{ID: statUnsaved, Value: uint64(m.unsaved.Load())},
 	}
 }
 
 // targetStats is what the target counted.
-type targetStats struct{ read, written, zeroed, verified, saved int64 }
+type targetStats struct{ read, written, zeroed, verified, saved, unsaved int64 }
 
 func targetStatsOf(list []message.Stat) targetStats {
 	var t targetStats
@@ -48,6 +50,8 @@ func targetStatsOf(list []message.Stat) targetStats {
 			t.verified = v
 		case statSaved:
 			t.saved = v
+		case statUnsaved:
+			t.unsaved = v
 		}
 	}
 	return t

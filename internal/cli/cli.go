@@ -101,7 +101,7 @@ A volume is an image file or a block device, here or elsewhere:
 		RunE:          a.group,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(a.syncCommand(), a.diffCommand(), a.verifyCommand(), a.digestCommand(), a.serveCommand(), a.resumeInfoCommand(),
+	root.AddCommand(a.syncCommand(), a.diffCommand(), a.verifyCommand(), a.digestCommand(), a.serveCommand(), a.resumeInfoCommand(), a.undoCommand(),
 		a.mapCommand(), a.pkiCommand(), a.demoCommand(), a.versionCommand())
 	return root
 }

@@ -38,7 +38,7 @@ func TestDocumented(t *testing.T) {
 		}
 	}
 	for _, v := range []any{
-		failure{}, failback.Report{}, failback.Seconds{}, compareJSON{}, extent{}, digestJSON{}, mapJSON{}, mapExtent{}, pkiJSON{}, versionJSON{}, demo.Result{},
+		failure{}, failback.Report{}, failback.Seconds{}, compareJSON{}, extent{}, digestJSON{}, mapJSON{}, mapExtent{}, pkiJSON{}, versionJSON{}, resumeJSON{}, undoJSON{}, demo.Result{},
 	} {
 		for _, member := range members(reflect.TypeOf(v)) {
 			if !strings.Contains(text, "`"+member+"`") && !strings.Contains(text, `"`+member+`"`) {

@@ -98,9 +98,17 @@ func (f *failure) classify(ctx context.Context, err error) {
 
 // classifyFile knows the errors of files and of the system.
 func (f *failure) classifyFile(err error) {
+	// An undo log's errors say themselves what kind they are.
+	var undo interface {
+		error
+		Class() string
+		Next() string
+	}
 	switch {
 	case errors.Is(err, merkle.ErrVersion), errors.Is(err, cbt.ErrVersion):
 		f.Reason, f.Next = "made by another version", "use the failback that made it, or make it again with this one"
+	case errors.As(err, &undo):
+		f.Reason, f.Next = undo.Class(), undo.Next()
 	case errors.Is(err, journal.ErrVersion):
 		f.Reason, f.Next = "made by another version", "use the failback that made it, or sync without --resume"
 	case errors.Is(err, journal.ErrCorrupt), errors.Is(err, journal.ErrNotJournal):

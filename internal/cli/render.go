@@ -92,10 +92,14 @@ func differing(r *failback.Report) string {
 }
 
 func undoLine(r *failback.Report) string {
-	if r.UndoBytes == 0 {
+	if r.UndoBytes == 0 && r.UnsavedBytes == 0 {
 		return ""
 	}
-	return humanBytes(r.UndoBytes) + " saved before they were overwritten"
+	text := humanBytes(r.UndoBytes) + " saved before they were overwritten"
+	if r.UnsavedBytes > 0 {
+		text += ", " + humanBytes(r.UnsavedBytes) + " not: this sync cannot be undone as a whole"
+	}
+	return text
 }
 
 func sent(r *failback.Report) string {

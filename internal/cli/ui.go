@@ -25,7 +25,9 @@ type ui struct {
 	drawn   bool // a progress line is on the screen
 	planned bool // the plan is known: from here on the target may change
 	phase   string
-	samples []sample // of the phase, oldest first, spanning rateSpan
+	began   time.Time     // of step's work
+	drew    time.Duration // since then, when step drew last
+	samples []sample      // of the phase, oldest first, spanning rateSpan
 }
 
 type sample struct {
@@ -69,6 +71,23 @@ func (u *ui) retry(err error, pause time.Duration) {
 		return
 	}
 	u.note(fmt.Sprintf("%v: trying again in %v", err, pause.Round(100*time.Millisecond)))
+}
+
+// step draws the progress of work that is no session.
+func (u *ui) step(phase string, done, total int64) {
+	u.mu.Lock()
+	if u.began.IsZero() {
+		u.began = time.Now()
+	}
+	elapsed := time.Since(u.began)
+	due := elapsed-u.drew >= 200*time.Millisecond
+	if due {
+		u.drew = elapsed
+	}
+	u.mu.Unlock()
+	if due {
+		u.progress(failback.Progress{Phase: phase, Done: done, Total: total, Elapsed: elapsed})
+	}
 }
 
 // note prints a line that is no error.
