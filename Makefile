@@ -5,6 +5,8 @@ GOTEST   ?= $(GO) test
 FUZZTIME ?= 1m
 BENCH    ?= $(shell bin/failback-bench run -list | cut -d ' ' -f 1)
 DEMO     ?=
+SOAK     ?= 1h
+VM       ?=
 
 # The modules below this one, whose tests ./... does not reach.
 MODULES := internal/embedtest
@@ -12,7 +14,7 @@ MODULES := internal/embedtest
 .PHONY: help build deps test check fmt vet staticcheck lint tidy race fuzz bench demo cover clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## build bin/failback
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/failback ./cmd/failback
@@ -58,6 +60,17 @@ bench: build ## run the benchmarks named in BENCH (default all; bin/failback-ben
 
 demo: build ## play an outage and the way home (loop devices as root, else plain files)
 	bin/failback demo $(DEMO)
+
+.PHONY: test-vm soak vuln
+
+vuln: ## look for known holes in what is linked (needs its database, from the network)
+	$(GO) run golang.org/x/vuln/cmd/govulncheck@latest ./...
+
+test-vm: ## cut the power, lie and pull disks out in a guest (installs QEMU; VM="-cuts 200")
+	$(GO) run ./internal/vmtest $(VM)
+
+soak: ## sync under writes and faults for SOAK (default 1h); see docs/TESTING.md
+	$(GO) run ./internal/soak -for $(SOAK)
 
 cover: ## run the tests and print what they cover
 	$(GO) test -short -coverprofile=cover.out -coverpkg=./... ./...

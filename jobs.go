@@ -212,7 +212,7 @@ func (j *job) sourceOver(ctx context.Context, a, b Side, conns []*transport.Conn
 		chooser: chooser, out: newOutlet(conns), resume: j.resume, medium: j.medium,
 	}
 	s.out.reached = s.reached
-	if j.writes() {
+	if j.mode == modeSync {
 		if err := refuseInconsistent(a); err != nil {
 			return nil, err
 		}

@@ -30,7 +30,9 @@ type logbook struct {
 	name  string          // of the volume, for messages
 	found *journal.Record // what this session may go on with; nil: nothing
 
-	there bool // some journal lies at path
+	there  bool // some journal lies at path
+	doubt  bool // and says that the medium may hold something else than was written
+	marked bool // or that a sync onto the target was interrupted
 
 	mu      sync.Mutex
 	file    *journal.File // nil until something is recorded
@@ -62,6 +64,9 @@ func (b *logbook) look(start *message.Start, mine message.VolumeInfo) error {
 		return err
 	}
 	b.there = err == nil || errors.Is(err, journal.ErrCorrupt)
+	b.marked = errors.Is(err, journal.ErrCorrupt) || rec != nil && rec.Touched && !rec.Complete
+	// Also for a session that begins anew: what a cache shows may not lie on the medium.
+	b.doubt = errors.Is(err, journal.ErrCorrupt) || rec != nil && rec.Suspect
 	if start.Resume == resumeNot {
 		return nil
 	}
@@ -114,9 +119,10 @@ func (b *logbook) accept(start *message.Start, plan *message.Plan, mine message.
 		Source: journal.Volume{Size: start.Volume.Size, Identity: start.Volume.Identity, Name: start.Volume.Name},
 		Target: journal.Volume{Size: mine.Size, Identity: mine.Identity, Name: mine.Name},
 	}
+	b.rec.Suspect, b.rec.Touched = b.doubt, b.marked
 	if f := b.found; f != nil {
 		b.rec.Run, b.rec.Started, b.rec.Written = f.Run, f.Started, f.Written
-		b.rec.Touched, b.rec.Suspect, b.rec.Undo = f.Touched, f.Suspect, f.Undo
+		b.rec.Touched, b.rec.Undo = f.Touched, f.Undo
 	}
 	return nil
 }
@@ -149,7 +155,7 @@ func (b *logbook) reach(done, written int64) error {
 	})
 }
 
-// suspect records that the medium does not hold what was written. After a
+// suspect records that the medium may not hold what was written. After a
 // comparison of the whole nothing that was recorded is believed any more.
 func (b *logbook) suspect(whole bool) error {
 	return b.note(func(r *journal.Record) bool {

@@ -2,7 +2,6 @@ package failback
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"sync/atomic"
@@ -60,7 +59,7 @@ func (m *meter) checkRead(count *atomic.Int64, n, want int, off int64, err error
 
 // named says what was tried, unless the volume has said so itself.
 func (m *meter) named(err error, what string) error {
-	if _, ok := m.v.(*Disk); ok && !errors.Is(err, io.ErrUnexpectedEOF) {
+	if _, ok := m.v.(*Disk); ok && err != io.ErrUnexpectedEOF && err != io.ErrShortWrite {
 		return err
 	}
 	return fmt.Errorf("%s: %w", what, err)
@@ -100,9 +99,16 @@ func (m *meter) zeroAt(ctx context.Context, off, n int64) error {
 	return nil
 }
 
+// A syncError is a volume that could not be made durable. What was written since
+// it last was may be gone, though a cache still shows it.
+type syncError struct{ err error }
+
+func (e *syncError) Error() string { return e.err.Error() }
+func (e *syncError) Unwrap() error { return e.err }
+
 func (m *meter) sync() error {
 	if err := m.v.Sync(); err != nil {
-		return m.named(err, "flush "+m.name)
+		return &syncError{m.named(err, "flush "+m.name)}
 	}
 	return nil
 }

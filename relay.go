@@ -35,8 +35,8 @@ func (j *job) relay(ctx context.Context, a, b Side) (*Report, error) {
 	stop := context.AfterFunc(gctx, func() { _ = closeAll(all) })
 	defer stop()
 	for i := range from {
-		g.Go(func() error { return r.over(from[i].Run(gctx)) })
-		g.Go(func() error { return r.over(to[i].Run(gctx)) })
+		g.Go(func() error { return r.over(linked(from[i].Run(gctx))) })
+		g.Go(func() error { return r.over(linked(to[i].Run(gctx))) })
 		g.Go(func() error { return r.stream(i, r.pass(from[i], to[i], i == 0)) })
 		g.Go(func() error { return r.stream(i, r.back(to[i], from[i], all)) })
 	}
@@ -100,7 +100,7 @@ func (r *relayed) pass(from, to *transport.Conn, control bool) error {
 			r.parted.Store(true)
 		}
 		if err == nil || kind == kindError {
-			err = errors.Join(err, to.Forward(f))
+			err = errors.Join(err, linked(to.Forward(f)))
 		}
 		f.Release()
 		if err != nil || kind == kindBye {
@@ -120,7 +120,7 @@ func (r *relayed) back(to, from *transport.Conn, all []*transport.Conn) error {
 		if kind == kindError {
 			text = r.tell(f.Payload())
 		}
-		err = from.Forward(f)
+		err = linked(from.Forward(f))
 		f.Release()
 		switch {
 		case text != nil:
@@ -132,6 +132,14 @@ func (r *relayed) back(to, from *transport.Conn, all []*transport.Conn) error {
 			return closeAll(all)
 		}
 	}
+}
+
+// linked is the error of a connection: reconnecting may help.
+func linked(err error) error {
+	if err == nil {
+		return nil
+	}
+	return newLinkError(err)
 }
 
 // see notes what the initiator wants to know of the frames it forwards.

@@ -208,6 +208,7 @@ func (r *responder) answer(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	sc.medium = r.medium
 	for {
 		select {
 		case m, ok := <-r.wants:

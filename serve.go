@@ -240,6 +240,10 @@ func (v *visit) source(ctx context.Context) error {
 		}
 		conns = append(conns, next)
 	}
+	for _, c := range conns {
+		// What the peer asked for came when the connection was there already.
+		c.SetLimit(o.transport().Limit)
+	}
 	j := job{mode: mode(task.Mode), session: v.open.Session, o: o, resume: task.Resume, medium: task.Medium}
 	src, err := j.sourceOver(ctx, side, Side{}, conns)
 	if err != nil {

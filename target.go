@@ -144,6 +144,10 @@ func (t *target) run(ctx context.Context) (*Report, error) {
 		// What the source found wrong lies anywhere; what we read back is not yet counted as done.
 		err = errors.Join(err, t.log.suspect(!firsthand(err)))
 	}
+	var lost *syncError
+	if errors.As(err, &lost) {
+		err = errors.Join(err, t.log.suspect(false))
+	}
 	err = errors.Join(err, t.closeUndo(), t.log.close())
 	if err != nil {
 		return nil, err

@@ -15,14 +15,6 @@ import (
 	"github.com/failback/failback/transport/message"
 )
 
-// undoOf makes an undo file by a sync of b to a, and returns what b held.
-func undoOf(t *testing.T, a, b Volume, path string, o Options) {
-	t.Helper()
-	if _, err := Sync(t.Context(), Side{Volume: a, Name: "a"}, Side{Volume: b, Name: "b", Undo: path}, o); err != nil {
-		t.Fatal(err)
-	}
-}
-
 func openUndo(t *testing.T, path string) *UndoLog {
 	t.Helper()
 	u, err := OpenUndo(path)

@@ -312,6 +312,17 @@ func (c *Conn) write(h header, b []byte, p *Packet) error {
 	return nil
 }
 
+// SetLimit changes how many bytes a second go out, from the next frame on; 0: no
+// limit. It waits for a frame that is being written.
+func (c *Conn) SetLimit(limit int64) {
+	select {
+	case c.writing <- struct{}{}:
+		c.out.pace.limit = limit
+		<-c.writing
+	case <-c.closed:
+	}
+}
+
 // push hands b to the stream, at the pace of the limit if there is one.
 func (c *Conn) push(b []byte) error {
 	for len(b) > 0 {

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+	"syscall"
 
 	"github.com/failback/failback"
 	"github.com/failback/failback/cbt"
@@ -117,6 +118,10 @@ func (f *failure) classifyFile(err error) {
 		f.Reason, f.Next = "corrupt digest file", "it proves nothing any more: make it again with failback digest, from a volume you trust"
 	case errors.Is(err, cbt.ErrCorrupt), errors.Is(err, cbt.ErrNotMap):
 		f.Reason, f.Next = "not a whole dirty map", "leave it out: without a map everything is compared by hash and nothing is missed"
+	case errors.Is(err, syscall.EIO), errors.Is(err, syscall.ENXIO), errors.Is(err, syscall.ENODEV):
+		f.Reason, f.Next = "the device failed", "check the device and the kernel's log (dmesg), then run the same command again, a sync with --resume"
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		f.Reason, f.Next = "no space left", "make room there, then run the same command again, a sync with --resume"
 	case errors.Is(err, fs.ErrNotExist):
 		f.Reason, f.Next = "no such file or device", "look at the path"
 	case errors.Is(err, fs.ErrPermission):
@@ -140,6 +145,10 @@ func (f *failure) fromPeer(e *failback.PeerError) {
 	switch e.Code {
 	case message.CodeRefused:
 		f.refuse(e.Volume, e.Text, e.Next)
+		return
+	case message.CodeVerification:
+		f.Volume, f.Reason = e.Volume, "the medium does not hold what was written"
+		f.Next = "check the device there and its log, then run the same command again, with --repair to have it sent once more"
 		return
 	case message.CodeUsage:
 		f.Result, f.exit = "usage", exitUsage

@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 )
 
 // A Store is an open journal file.
@@ -210,7 +211,9 @@ func (disk) Place(path string, content []byte) error {
 	if dir == "" {
 		dir = "."
 	}
-	f, err := os.CreateTemp(dir, name+".tmp-*")
+	// Always the same name: what a process that was killed has left is used again.
+	// Nobody else is at it, for whoever writes a target holds its lock.
+	f, err := os.OpenFile(filepath.Join(dir, name+".tmp"), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return err
 	}

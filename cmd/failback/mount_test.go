@@ -1,0 +1,182 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// loopDevice puts a loop device over a file. It is detached with the last user,
+// at the latest when the test ends.
+type loopDevice struct {
+	path string
+	held *os.File
+}
+
+func attach(t *testing.T, backing string) *loopDevice {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root (CAP_SYS_ADMIN) to set up loop devices and mounts")
+	}
+	back, err := os.OpenFile(backing, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer back.Close()
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		t.Skipf("needs loop devices: %v", err)
+	}
+	defer control.Close()
+	conf := unix.LoopConfig{Fd: uint32(back.Fd()), Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR}}
+	for range 100 { // another process may take the free one first
+		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
+		if err != nil {
+			t.Skipf("needs a free loop device: %v", err)
+		}
+		l := &loopDevice{path: fmt.Sprintf("/dev/loop%d", n)}
+		if l.held, err = os.OpenFile(l.path, os.O_RDWR, 0); err != nil {
+			continue
+		}
+		if err = unix.IoctlLoopConfigure(int(l.held.Fd()), &conf); err == nil {
+			t.Cleanup(l.release)
+			return l
+		}
+		l.held.Close()
+		if !errors.Is(err, unix.EBUSY) {
+			t.Fatalf("configure %s over %s: %v", l.path, backing, err)
+		}
+	}
+	t.Skip("needs a loop device: none stayed free")
+	return nil
+}
+
+// release gives up our hold on the device; others may still have theirs.
+func (l *loopDevice) release() { l.held.Close() }
+
+// detach is losetup -d.
+func (l *loopDevice) detach(t *testing.T) {
+	t.Helper()
+	if err := unix.IoctlSetInt(int(l.held.Fd()), unix.LOOP_CLR_FD, 0); err != nil {
+		t.Fatalf("detach %s: %v", l.path, err)
+	}
+	l.release()
+}
+
+// attached reports whether there is a file behind the device.
+func (l *loopDevice) attached() bool {
+	_, err := os.Stat("/sys/block/" + filepath.Base(l.path) + "/loop/backing_file")
+	return err == nil
+}
+
+// smallFS is an ext4 of its own on a loop device.
+type smallFS struct {
+	dir, image string
+	device     *loopDevice
+	mounted    bool
+}
+
+func newSmallFS(t *testing.T, size int64) *smallFS {
+	t.Helper()
+	mkfs, err := exec.LookPath("mkfs.ext4")
+	if err != nil {
+		t.Skip("needs mkfs.ext4")
+	}
+	fs := &smallFS{dir: t.TempDir(), image: filepath.Join(t.TempDir(), "fs.img")}
+	write(t, fs.image, nil)
+	if err := os.Truncate(fs.image, size); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command(mkfs, "-q", "-F", "-m", "0", fs.image).CombinedOutput(); err != nil {
+		t.Fatalf("mkfs.ext4: %v\n%s", err, out)
+	}
+	t.Cleanup(func() { fs.unmount(t) })
+	fs.mount(t)
+	return fs
+}
+
+func (fs *smallFS) path(name string) string { return filepath.Join(fs.dir, name) }
+
+func (fs *smallFS) mount(t *testing.T) {
+	t.Helper()
+	fs.device = attach(t, fs.image)
+	if err := unix.Mount(fs.device.path, fs.dir, "ext4", 0, ""); err != nil {
+		if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EPERM) {
+			t.Skipf("needs mounts of ext4: %v", err)
+		}
+		t.Fatalf("mount %s: %v", fs.device.path, err)
+	}
+	fs.mounted = true
+}
+
+// unmount does nothing where nothing is mounted.
+func (fs *smallFS) unmount(t *testing.T) {
+	t.Helper()
+	if !fs.mounted {
+		return
+	}
+	fs.mounted = false
+	// A loop device that is detached lazily may hold its file for a moment.
+	eventually(t, "the file system to be idle", func() bool { return unix.Unmount(fs.dir, 0) == nil })
+	fs.device.release()
+}
+
+// cutOff ends the file system as a disk does that is pulled out: what is asked
+// of it from then on is an input/output error. See ext4_shutdown in Linux.
+func (fs *smallFS) cutOff(t *testing.T) {
+	t.Helper()
+	d, err := os.Open(fs.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	const shutdown, noLogFlush = 0x8004587d, 2
+	if err := unix.IoctlSetPointerInt(int(d.Fd()), shutdown, noLogFlush); err != nil {
+		t.Skipf("needs an ext4 that can be shut down: %v", err)
+	}
+}
+
+// sync makes durable what was written to it.
+func (fs *smallFS) sync(t *testing.T) {
+	t.Helper()
+	d, err := os.Open(fs.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if err := unix.Syncfs(int(d.Fd())); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// fill takes all the room that is left, and returns what gives it back.
+func (fs *smallFS) fill(t *testing.T) (makeRoom func()) {
+	t.Helper()
+	path := fs.path("filler")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for n := 1 << 20; n >= 512; { // from large to small, so that nothing is left over
+		if _, err := f.Write(make([]byte, n)); err == nil {
+			continue
+		} else if !errors.Is(err, unix.ENOSPC) {
+			t.Fatal(err)
+		}
+		n /= 2
+	}
+	if err := f.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
