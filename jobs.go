@@ -212,6 +212,9 @@ func (j *job) sourceOver(ctx context.Context, a, b Side, conns []*transport.Conn
 		chooser: chooser, out: newOutlet(conns), resume: j.resume, medium: j.medium,
 	}
 	s.out.reached = s.reached
+	if j.o.barrier > 0 {
+		s.out.every = j.o.barrier
+	}
 	if j.mode == modeSync {
 		if err := refuseInconsistent(a); err != nil {
 			return nil, err

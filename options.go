@@ -112,6 +112,8 @@ type Options struct {
 	// UndoBestEffort has it go on without when that is no longer possible.
 	UndoBestEffort bool
 	Events         Events
+
+	barrier int64 // payload from one barrier to the next, bytes; 0: barrierBytes
 }
 
 // Events are calls out of a session. Each may be nil. They are made one at a

@@ -296,3 +296,34 @@ func TestSuspectJournal(t *testing.T) {
 		t.Errorf("%v, medium wrong: %v", err, dst.bad.Load())
 	}
 }
+
+// TestDoneIsSent (L2): what a barrier says is finished with has been sent, also
+// what several goroutines were gathering into frames when it was set.
+func TestDoneIsSent(t *testing.T) {
+	const size = 32 << 20
+	for n := range int64(40) {
+		src := namedVolume("source", randomVolume(1, size))
+		dst := namedVolume("target", clone(src.memory))
+		scatter(dst.memory, uint64(n), 3000)
+		path := filepath.Join(t.TempDir(), "j")
+		var writes atomic.Int64
+		dst.write = func(int64) error {
+			if writes.Add(1) > 200+60*n {
+				return errDied
+			}
+			return nil
+		}
+		o := Options{barrier: 256 << 10, Checkpoint: time.Hour, Codec: "none", Window: 2 << 20}
+		_, err := Sync(t.Context(), Side{Volume: src, Name: "a"}, Side{Volume: dst, Name: "b", Journal: path}, o)
+		if err == nil {
+			continue
+		}
+		rec, err := journal.Read(journal.Disk, path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(src.b[:rec.Done], dst.b[:rec.Done]) {
+			t.Fatalf("after %d writes the journal says %#x is done, and it differs", 200+60*n, rec.Done)
+		}
+	}
+}

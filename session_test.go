@@ -146,7 +146,7 @@ func testSyncTree(t *testing.T, size int, alg merkle.Algorithm, mask int, mapped
 	dir := t.TempDir()
 	keep := func(s *Side, name string, v *memory) {
 		s.Tree = filepath.Join(dir, name)
-		if _, err := Digest(t.Context(), *s2(s), s.Tree, Options{Hash: alg}); err != nil {
+		if _, err := Digest(t.Context(), *bare(s), s.Tree, Options{Hash: alg}); err != nil {
 			t.Fatal(err)
 		}
 		if !mapped {
@@ -180,8 +180,8 @@ func testSyncTree(t *testing.T, size int, alg merkle.Algorithm, mask int, mapped
 	}
 }
 
-// s2 is the side without its tree, as it is when the tree is made.
-func s2(s *Side) *Side {
+// bare is the side without its tree, as it is when the tree is made.
+func bare(s *Side) *Side {
 	c := *s
 	c.Tree = ""
 	return &c

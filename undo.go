@@ -8,6 +8,8 @@ import (
 	"os"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/failback/failback/cbt"
 	"github.com/failback/failback/internal/journal"
 )
@@ -42,7 +44,8 @@ type UndoLog struct {
 // OpenUndo opens an undo log and looks at the head of every record. Memory: 8
 // bytes for each, which stands for up to 1 MiB.
 func OpenUndo(path string) (*UndoLog, error) {
-	f, err := os.Open(path)
+	// Without waiting for whoever is to write into a pipe.
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, undoFailure(path, undoOpening, err)
 	}
@@ -231,7 +234,15 @@ func (u *UndoLog) lay(ctx context.Context, progress func(int64), put func(ctx co
 // restore puts one range back.
 func (m *meter) restore(ctx context.Context, x cbt.Extent, content []byte) error {
 	if content == nil {
-		return m.zeroAt(ctx, x.Off, x.Len())
+		for off := x.Off; off < x.End; off += clearStep {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			if err := m.zeroAt(ctx, off, min(clearStep, x.End-off)); err != nil {
+				return err
+			}
+		}
+		return nil
 	}
 	return m.writeAt(content, x.Off)
 }

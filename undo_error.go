@@ -15,6 +15,10 @@ var (
 	errUndoCorrupt = errors.New("corrupt undo file")
 	errUndoGaps    = errors.New("undo file with gaps")
 	errUndoFull    = errors.New("the disk of the undo file is full")
+
+	// errUndoBody is a body that is not what was written, as a crash may leave
+	// one that was not durable.
+	errUndoBody = fmt.Errorf("%w: content does not match its checksum", errUndoCorrupt)
 )
 
 // undoFault is an error with its place in the file.

@@ -8,7 +8,6 @@ import (
 	"github.com/cespare/xxhash/v2"
 
 	"github.com/failback/failback/cbt"
-	"github.com/failback/failback/transport"
 )
 
 // Undo file, version 1, little endian. Numbers are on disk: append only.
@@ -33,7 +32,7 @@ import (
 //	record, repeated up to the end of the file
 //	  0    8 magic     b5 75 6e 64 6f 0d 0a 1a (0xb5 "undo" CR LF SUB)
 //	  8    2 kind      1 data, 2 zero, 3 gap, 4 end
-//	 10    2 codec     0 as it is, 1 LZ4 block, 2 zstd frame that states its size
+//	 10    2 codec     0 as it is, 3 S2 block
 //	 12    4 spans     how many, at most 2048
 //	 16    8 at        offset of this record in the file
 //	 24    8 durable   all of the file before this offset was durable before
@@ -79,6 +78,14 @@ const (
 	undoZero undoKind = 2
 	undoGap  undoKind = 3
 	undoEnd  undoKind = 4
+)
+
+// undoCodec is how a record's body is compressed.
+type undoCodec uint16
+
+const (
+	undoPlain undoCodec = 0
+	undoS2    undoCodec = 3 // a block of github.com/klauspost/compress/s2; states its decoded length
 )
 
 // undoVolume is one of the two volumes of the session that made an undo file.
@@ -189,7 +196,7 @@ func (h *undoHeader) time() time.Time { return time.Unix(h.made, 0).UTC() }
 // undoRecord is a record without its body.
 type undoRecord struct {
 	kind           undoKind
-	codec          transport.Codec
+	codec          undoCodec
 	at, durable    int64 // offsets in the file
 	seq            uint64
 	raw, stored    int // bytes
@@ -256,7 +263,7 @@ func parseUndoRecord(b []byte, at int64, key *[16]byte) (r undoRecord, ok bool) 
 		tableSum: le.Uint64(b[48:]), body: le.Uint64(b[56:]),
 	}
 	// Numbers that do not fit are made such as check refuses.
-	r.codec = transport.Codec(min(le.Uint16(b[10:]), 255))
+	r.codec = undoCodec(le.Uint16(b[10:]))
 	r.spanCount = int(min(le.Uint32(b[12:]), maxUndoSpans+1))
 	r.raw = int(min(le.Uint32(b[40:]), maxUndoRaw+1))
 	r.stored = int(min(le.Uint32(b[44:]), maxUndoRaw+1))
@@ -275,8 +282,8 @@ func (r *undoRecord) check(seq uint64) error {
 		return undoCorrupt(r.at+12, "more than %d spans", maxUndoSpans)
 	case r.raw > maxUndoRaw || r.stored > r.raw:
 		return undoCorrupt(r.at+40, "%d bytes stored for %d, limit %d", r.stored, r.raw, maxUndoRaw)
-	case r.codec > transport.Zstd || r.codec == transport.None && r.stored != r.raw || r.codec != transport.None && r.kind != undoData:
-		return undoCorrupt(r.at+10, "%d bytes stored for %d with %v", r.stored, r.raw, r.codec)
+	case r.codec != undoPlain && r.codec != undoS2 || r.codec == undoPlain && r.stored != r.raw || r.codec != undoPlain && r.kind != undoData:
+		return undoCorrupt(r.at+10, "%d bytes stored for %d with codec %d", r.stored, r.raw, r.codec)
 	}
 	fits := false
 	switch r.kind {

@@ -9,10 +9,9 @@ import (
 	"math"
 
 	"github.com/cespare/xxhash/v2"
-	"github.com/pierrec/lz4/v4"
+	"github.com/klauspost/compress/s2"
 
 	"github.com/failback/failback/cbt"
-	"github.com/failback/failback/transport"
 )
 
 // An undoIndex is what a walk over an undo file's records finds. It keeps 8
@@ -22,10 +21,11 @@ type undoIndex struct {
 	h       *undoHeader
 	at      []int64 // of data and zero records, in order
 	gaps    []string
-	whole   bool   // the end record is there: the session was finished
-	end     int64  // where the next record would begin
-	nextSeq uint64 // its number
-	torn    int64  // bytes behind end that a crash left
+	gapAt   []int64 // where they are
+	whole   bool    // the end record is there: the session was finished
+	end     int64   // where the next record would begin
+	nextSeq uint64  // its number
+	torn    int64   // bytes behind end that a crash left
 	count   uint64
 	bytes   int64 // of the target that the records stand for, what is there twice twice
 	durable int64 // all before it was durable, by what the records say
@@ -57,7 +57,11 @@ func indexUndo(r io.ReaderAt, size int64) (*undoIndex, error) {
 		if !ok {
 			break
 		}
-		if err := x.take(&rec); err != nil {
+		err = x.take(&rec)
+		if errors.Is(err, errUndoBody) {
+			break // if it was durable, a later one knows
+		}
+		if err != nil {
 			return nil, err
 		}
 	}
@@ -85,6 +89,7 @@ func (x *undoIndex) take(r *undoRecord) error {
 			return err
 		}
 		x.gaps = append(x.gaps, cleanText(string(why)))
+		x.gapAt = append(x.gapAt, r.at)
 	case undoEnd:
 		if err := x.endRecord(r); err != nil {
 			return err
@@ -106,6 +111,9 @@ func (x *undoIndex) endRecord(r *undoRecord) error {
 	}
 	if want := undoEndBody(x.count, uint64(x.bytes)); !bytes.Equal(b, want) {
 		return undoCorrupt(r.bodyAt(), "its end speaks of %d records, there are %d", binary.LittleEndian.Uint64(b), x.count)
+	}
+	if r.durable != r.at {
+		return undoCorrupt(r.at+24, "an end before which not all was durable")
 	}
 	return nil
 }
@@ -160,16 +168,22 @@ func (x *undoIndex) tail(size int64) error {
 	if x.whole {
 		return x.closed(size)
 	}
+	room := getBuf(maxUndoRaw)
+	defer room.put()
+	behind := int64(0) // bytes that records from i on stand for
 	for i := len(x.at) - 1; i >= 0 && x.at[i] >= x.durable; i-- {
 		r, err := x.reread(x.at[i], size)
 		if err != nil {
 			return err
 		}
-		if _, err := x.body(r, make([]byte, maxUndoRaw)); err != nil {
-			if !errors.Is(err, errUndoCorrupt) {
-				return err
-			}
-			x.cutAt(i, r)
+		behind += cbt.Total(r.spans)
+		_, err = x.body(r, room.b)
+		switch {
+		case errors.Is(err, errUndoBody):
+			x.cutAt(i, r, behind)
+			behind = 0
+		case err != nil:
+			return err // no crash makes that
 		}
 	}
 	x.torn = size - x.end
@@ -189,19 +203,20 @@ func (x *undoIndex) closed(size int64) error {
 	return nil
 }
 
-// cutAt takes record i, and those after it, for torn.
-func (x *undoIndex) cutAt(i int, r *undoRecord) {
-	for _, s := range r.spans {
-		x.bytes -= s.Len()
-	}
+// cutAt takes record i and all behind it, which stand for so many bytes, for torn.
+// A gap among them was not durable, so nothing was overwritten after it.
+func (x *undoIndex) cutAt(i int, r *undoRecord, bytes int64) {
 	x.at, x.end, x.nextSeq = x.at[:i], r.at, r.seq
-	x.count = uint64(i)
+	x.count, x.bytes = uint64(i), x.bytes-bytes
+	for n := len(x.gaps); n > 0 && x.gapAt[n-1] > r.at; n-- {
+		x.gaps, x.gapAt = x.gaps[:n-1], x.gapAt[:n-1]
+	}
 }
 
 // stray looks for a record behind the torn place that knows it to have been durable.
 func (x *undoIndex) stray(size int64) error {
 	const step = 1 << 20
-	b := make([]byte, step+undoRecordBytes)
+	b := make([]byte, min(step+undoRecordBytes, size-x.end))
 	for at := x.end; at < size; at += step {
 		n := int(min(int64(len(b)), size-at))
 		if err := readAtFull(x.r, b[:n], at); err != nil {
@@ -252,25 +267,27 @@ func (x *undoIndex) body(r *undoRecord, room []byte) ([]byte, error) {
 		return nil, err
 	}
 	if xxhash.Sum64(stored) != r.body {
-		return nil, undoCorrupt(r.bodyAt(), "content does not match its checksum")
+		return nil, undoFault{r.bodyAt(), errUndoBody}
 	}
-	switch r.codec {
-	case transport.None:
+	if r.codec == undoPlain {
 		return stored, nil
-	case transport.LZ4:
-		n, err := lz4.UncompressBlock(stored, room[:r.raw])
-		if err == nil && n == r.raw {
-			return room[:n], nil
-		}
+	}
+	// The length first: what a forged block claims is never made room for.
+	if n, err := s2.DecodedLen(stored); err != nil || n != r.raw {
 		return nil, undoCorrupt(r.bodyAt(), "content does not decompress to %d bytes", r.raw)
 	}
-	return nil, undoCorrupt(r.at+10, "codec %v, which this version does not write", r.codec)
+	b, err := s2.Decode(room[:r.raw], stored)
+	if err != nil || len(b) != r.raw {
+		return nil, undoCorrupt(r.bodyAt(), "content does not decompress to %d bytes", r.raw)
+	}
+	return b, nil
 }
 
 // each calls f with every record and its content, in order: of two that overlap
 // the first counts. A zero record's content is nil.
 func (x *undoIndex) each(f func(r *undoRecord, content []byte) error) error {
-	room := make([]byte, maxUndoRaw)
+	room := getBuf(maxUndoRaw)
+	defer room.put()
 	for _, at := range x.at {
 		r, err := x.reread(at, math.MaxInt64)
 		if err != nil {
@@ -278,7 +295,7 @@ func (x *undoIndex) each(f func(r *undoRecord, content []byte) error) error {
 		}
 		var content []byte
 		if r.kind == undoData {
-			if content, err = x.body(r, room); err != nil {
+			if content, err = x.body(r, room.b); err != nil {
 				return err
 			}
 		}

@@ -14,12 +14,14 @@ import (
 	"time"
 
 	"github.com/cespare/xxhash/v2"
-	"github.com/pierrec/lz4/v4"
+	"github.com/klauspost/compress/s2"
 
 	"github.com/failback/failback/cbt"
-	"github.com/failback/failback/transport"
 	"github.com/failback/failback/transport/message"
 )
+
+// undoHands is how many frames' worth of old content is read and compressed at once.
+const undoHands = 4
 
 // undoFacts say which session an undo file is of.
 type undoFacts struct {
@@ -55,7 +57,8 @@ type undoWriter struct {
 	h    *undoHeader
 	note func(string) // told once that no more can be saved; may be nil
 
-	lost atomic.Bool // with best effort: nothing is saved any more
+	lost  atomic.Bool   // with best effort: nothing is saved any more
+	hands chan struct{} // holds one for each that reads and compresses: 2 MiB each
 
 	mu     sync.Mutex // guards the end of the file
 	f      undoStore
@@ -74,13 +77,6 @@ type undoWriter struct {
 // returns. A file that is there is never replaced: it may be all that is left of
 // some volume.
 func createUndo(files undoFiles, path string, f undoFacts) (*undoWriter, error) {
-	h := &undoHeader{block: pieceSize, target: f.Target, source: f.Source, session: f.Session, made: time.Now().Unix(), bestEffort: f.BestEffort}
-	for (h.target.Size-1)/h.block >= cbt.MaxBlocks {
-		h.block *= 2
-	}
-	if _, err := rand.Read(h.key[:]); err != nil {
-		return nil, err
-	}
 	s, err := files.create(path)
 	if errors.Is(err, fs.ErrExist) {
 		s, err = emptyUndo(files, path, f)
@@ -93,7 +89,19 @@ func createUndo(files undoFiles, path string, f undoFacts) (*undoWriter, error) 
 	if err != nil {
 		return nil, undoFailure(path, undoMaking, err)
 	}
-	_, err = s.WriteAt(h.encode(), 0)
+	return startUndo(files, s, path, f)
+}
+
+// startUndo makes s, which is empty, an undo file.
+func startUndo(files undoFiles, s undoStore, path string, f undoFacts) (*undoWriter, error) {
+	h := &undoHeader{block: pieceSize, target: f.Target, source: f.Source, session: f.Session, made: time.Now().Unix(), bestEffort: f.BestEffort}
+	for (h.target.Size-1)/h.block >= cbt.MaxBlocks {
+		h.block *= 2
+	}
+	_, err := rand.Read(h.key[:])
+	if err == nil {
+		_, err = s.WriteAt(h.encode(), 0)
+	}
 	if err == nil {
 		err = s.Truncate(undoHeaderBytes)
 	}
@@ -106,7 +114,7 @@ func createUndo(files undoFiles, path string, f undoFacts) (*undoWriter, error) 
 	if err != nil {
 		return nil, errors.Join(undoFailure(path, undoMaking, err), s.Close())
 	}
-	w := &undoWriter{path: path, h: h, f: s, end: undoHeaderBytes}
+	w := &undoWriter{path: path, h: h, f: s, end: undoHeaderBytes, hands: make(chan struct{}, undoHands)}
 	w.durable.Store(w.end)
 	return w, nil
 }
@@ -133,11 +141,23 @@ func resumeUndo(files undoFiles, path string, f undoFacts) (*undoWriter, error) 
 	if err != nil {
 		return nil, undoFailure(path, undoOpening, err)
 	}
+	if blankUndo(s, size) {
+		return startUndo(files, s, path, f)
+	}
 	w, err := adoptUndo(s, size, path, f)
 	if err != nil {
 		return nil, errors.Join(undoFailure(path, undoOpening, err), s.Close())
 	}
 	return w, nil
+}
+
+// blankUndo reports whether a crash came between making a file and its header.
+func blankUndo(s undoStore, size int64) bool {
+	if size > undoHeaderBytes {
+		return false
+	}
+	b := make([]byte, size)
+	return readAtFull(s, b, 0) == nil && allZero(b)
 }
 
 func adoptUndo(s undoStore, size int64, path string, f undoFacts) (*undoWriter, error) {
@@ -155,7 +175,7 @@ func adoptUndo(s undoStore, size int64, path string, f undoFacts) (*undoWriter, 
 		return nil, &RefusedError{Volume: f.Target.Name, cause: err,
 			Reason: fmt.Sprintf("%s is not the undo file of the interrupted sync: %v", path, err), Next: "name the right one, or sync without --resume"}
 	}
-	w := &undoWriter{path: path, h: x.h, f: s, end: x.end, seq: x.nextSeq, count: x.count, bytes: uint64(x.bytes)}
+	w := &undoWriter{path: path, h: x.h, f: s, hands: make(chan struct{}, undoHands), end: x.end, seq: x.nextSeq, count: x.count, bytes: uint64(x.bytes)}
 	w.h.bestEffort = f.BestEffort
 	w.lost.Store(len(x.gaps) > 0)
 	if err := s.Truncate(x.end); err != nil {
@@ -185,15 +205,20 @@ func (w *undoWriter) save(ctx context.Context, vol *meter, spans []message.Exten
 	}
 	var mine *undoError
 	if errors.As(err, &mine) && w.h.bestEffort {
-		w.giveUp(err)
-		return false, nil
+		return false, w.giveUp(err)
 	}
 	// Another one may have given up and cut ours off meanwhile.
-	return err == nil && w.durable.Load() >= end, err
+	return err == nil && !w.lost.Load(), err
 }
 
 // saveAll appends records for every span and returns where the last one ends.
 func (w *undoWriter) saveAll(ctx context.Context, vol *meter, spans []cbt.Extent) (end int64, err error) {
+	select {
+	case w.hands <- struct{}{}:
+		defer func() { <-w.hands }()
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
 	buf := getBuf(maxUndoRaw)
 	defer buf.put()
 	var batch []cbt.Extent // what buf holds
@@ -230,8 +255,8 @@ func (w *undoWriter) saveAll(ctx context.Context, vol *meter, spans []cbt.Extent
 	return end, nil
 }
 
-// compressors are lz4.Compressor: each is some 100 KiB of tables.
-var compressors = sync.Pool{New: func() any { return new(lz4.Compressor) }}
+// maxUndoCompressed is the room that compressing a record takes.
+var maxUndoCompressed = s2.MaxEncodedLen(maxUndoRaw)
 
 // put appends one record and returns where it ends. It is not durable yet.
 func (w *undoWriter) put(spans []cbt.Extent, raw []byte) (int64, error) {
@@ -241,13 +266,10 @@ func (w *undoWriter) put(spans []cbt.Extent, raw []byte) (int64, error) {
 	case allZero(raw):
 		r.kind, r.raw, body = undoZero, 0, nil
 	default:
-		room := getBuf(maxUndoRaw)
+		room := getBuf(maxUndoCompressed)
 		defer room.put()
-		c := compressors.Get().(*lz4.Compressor)
-		n, err := c.CompressBlock(raw, room.b[:len(raw)-len(raw)/16])
-		compressors.Put(c)
-		if err == nil && n > 0 { // an error says that it did not fit
-			r.codec, body = transport.LZ4, room.b[:n]
+		if c := s2.Encode(room.b, raw); len(c) < len(raw)-len(raw)/16 {
+			r.codec, body = undoS2, c
 		}
 	}
 	r.stored, r.body = len(body), xxhash.Sum64(body)
@@ -310,28 +332,48 @@ func (w *undoWriter) syncTo(end int64) error {
 	return nil
 }
 
-// giveUp says in the file, if it can, that what comes is not saved, and goes on.
-func (w *undoWriter) giveUp(why error) {
-	if w.lost.Swap(true) {
-		return
-	}
+// giveUp says in the file that what comes is not saved, and goes on. It returns
+// nil only when that is durable, to everybody: a log with a gap that nothing
+// tells of would be put back as if it was whole.
+func (w *undoWriter) giveUp(why error) error {
 	w.syncing.Lock()
 	defer w.syncing.Unlock()
+	if w.lost.Load() {
+		return nil
+	}
+	if err := w.gap(why.Error()); err != nil {
+		return undoFailure(w.path, undoSaving, fmt.Errorf("%w; nor can a gap be noted in it: %w", why, err))
+	}
+	w.lost.Store(true)
+	w.tell(why)
+	return nil
+}
+
+// gap puts a gap behind what is durable. The caller holds w.syncing.
+func (w *undoWriter) gap(why string) error {
 	w.mu.Lock()
 	w.failed = nil
 	w.end, w.seq = w.durable.Load(), w.durably
 	err := w.f.Truncate(w.end) // makes room for a few bytes, where the disk is full
 	w.mu.Unlock()
-	text := why.Error()
-	text = text[:min(len(text), maxUndoReason)]
+	why = why[:min(len(why), maxUndoReason)]
 	if err == nil {
-		_, err = w.append(&undoRecord{kind: undoGap, raw: len(text), stored: len(text), body: xxhash.Sum64String(text)}, []byte(text), 0)
+		_, err = w.append(&undoRecord{kind: undoGap, raw: len(why), stored: len(why), body: xxhash.Sum64String(why)}, []byte(why), 0)
 	}
 	if err == nil {
 		err = w.f.Sync()
 	}
+	if err != nil {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.failed = undoFailure(w.path, undoSaving, err)
+	}
+	return err
+}
+
+func (w *undoWriter) tell(why error) {
 	if w.note != nil {
-		w.note(fmt.Sprintf("%v: going on without; this sync cannot be undone as a whole", errors.Join(why, err)))
+		w.note(fmt.Sprintf("%v: going on without; this sync cannot be undone as a whole", why))
 	}
 }
 
@@ -340,13 +382,20 @@ func (w *undoWriter) finish() error {
 	if w.lost.Load() {
 		return nil // the gap is the end
 	}
-	end, err := w.append(w.endRecord())
+	w.mu.Lock()
+	end := w.end
+	w.mu.Unlock()
+	err := w.syncTo(end) // an end says that all before it was durable
+	if err == nil {
+		end, err = w.append(w.endRecord())
+	}
 	if err == nil {
 		err = w.syncTo(end)
 	}
 	var mine *undoError
 	if errors.As(err, &mine) && w.h.bestEffort {
-		w.giveUp(err)
+		// All is there, only nobody can tell.
+		w.tell(errors.Join(err, w.giveUp(err)))
 		return nil
 	}
 	return err

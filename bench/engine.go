@@ -2,7 +2,10 @@ package bench
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"os/exec"
 	"path/filepath"
 )
@@ -59,6 +62,20 @@ func (e engine) kept(name string, both bool, flags ...string) Case {
 			made = e.set.state
 		}
 		return copySmall(work, kept) // a sync may bring the tree in line too
+	}
+	return c
+}
+
+// undo syncs and saves what is overwritten to a file that is not there yet.
+func (e engine) undo(name, list string) Case {
+	log := e.file("undo.fbu")
+	c := e.exact(name, list, "--undo", log)
+	prepare := c.Prepare
+	c.Prepare = func(ctx context.Context) error {
+		if err := os.Remove(log); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return prepare(ctx)
 	}
 	return c
 }

@@ -36,6 +36,8 @@ var goals = []goal{
 	{"digest", "failback digest", "s: 1.2 times the loop that reads and hashes", referenceLimit(1.2)},
 	{"digest", "failback verify", "s: 1.2 times the loop that reads and hashes", referenceLimit(1.2)},
 	{"copy", "failback, none", "s: 1.3 times a plain copy, and the read-back", copyTime},
+	{"undo rand-10", "failback, undo", "s: 1.4 times without", timeLimit(withoutUndo, 1.4)},
+	{"undo seq-10", "failback, undo", "s: 1.4 times without", timeLimit(withoutUndo, 1.4)},
 	{"line", "failback, auto", "s: 1.1 times the best fixed codec", bestCodec},
 	{"network 100", "failback, auto", "s: 1.1 times the best fixed codec", bestCodec},
 	{"delay 0", "failback, 20 ms", "s: 0.3 more than without the delay", plusLimit("failback, no delay", 0.3)},

@@ -34,6 +34,7 @@ func Suites() []Suite {
 		{"kept", "a tree of the target was kept: how close to the fastest peer with a digest?", (*Bench).keptScenarios},
 		{"digest", "digest and verify: how close to a loop that only reads and hashes?", (*Bench).digestScenarios},
 		{"copy", "half of it or all differs: how close to a copy?", (*Bench).copyScenarios},
+		{"undo", "what is overwritten is saved first: what does that cost?", (*Bench).undoScenarios},
 		{"line", "a line of 100 Mbit/s: does auto choose well?", (*Bench).lineScenarios},
 		{"network", "real connections over narrow and lossy lines", (*Bench).networkScenarios},
 		{"huge", "16 TiB with little in it: what memory and time does it take?", (*Bench).hugeScenarios},

@@ -12,6 +12,7 @@ const (
 	caseFloorBack = "floor 64K, read back"
 	caseBothRead  = "blocksync-fast, both read"
 	caseDigest    = "blocksync-fast, digest kept"
+	withoutUndo   = "failback, no undo"
 )
 
 func (b *Bench) engine() (engine, error) {
@@ -133,6 +134,25 @@ func (b *Bench) copyScenarios(bool) ([]Scenario, error) {
 			b.floor("plain copy", "copy", "-list", div.LeafList, b.Set.Source, b.Set.Target), back,
 			e.exact("failback, none", div.LeafList, "--codec", "none"),
 			e.exact("failback, auto", div.LeafList),
+		}})
+	}
+	return out, nil
+}
+
+// undoScenarios: with a map, so that reading for the comparison hides as little as possible.
+func (b *Bench) undoScenarios(bool) ([]Scenario, error) {
+	e, err := b.engine()
+	if err != nil {
+		return nil, err
+	}
+	var out []Scenario
+	for _, d := range []Divergence{{Percent: 1}, {Percent: 10}, {Percent: 10, Runs: true}, {Percent: 50}} {
+		div, err := b.Set.Plan(d)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, Scenario{Name: d.String(), Divergence: d, Against: withoutUndo, Cases: []Case{
+			e.exact(withoutUndo, div.LeafList), e.undo("failback, undo", div.LeafList),
 		}})
 	}
 	return out, nil

@@ -11,7 +11,7 @@ import (
 
 	"github.com/cespare/xxhash/v2"
 	"github.com/failback/failback"
-	"github.com/pierrec/lz4/v4"
+	"github.com/klauspost/compress/s2"
 )
 
 // undone is a volume in memory that has an identity.
@@ -103,10 +103,10 @@ func naiveUndo(t *testing.T, b, volume []byte, records int) {
 		r := b[at[i]:]
 		spans := int(le.Uint32(r[12:]))
 		body := r[undoFixed+16*spans:][:le.Uint32(r[44:])]
-		if le.Uint16(r[10:]) == 1 {
-			raw := make([]byte, le.Uint32(r[40:]))
-			if n, err := lz4.UncompressBlock(body, raw); err != nil || n != len(raw) {
-				t.Fatalf("a body that was verified does not decompress: %d, %v", n, err)
+		if le.Uint16(r[10:]) == 3 {
+			raw, err := s2.Decode(nil, body)
+			if err != nil || len(raw) != int(le.Uint32(r[40:])) {
+				t.Fatalf("a body that was verified does not decompress: %d, %v", len(raw), err)
 			}
 			body = raw
 		}
