@@ -133,7 +133,7 @@ func (a *app) sync(ctx context.Context, s *syncFlags, source, target string) err
 	u.done()
 	err = closeSides(err, src, dst)
 	if err != nil {
-		return syncOutcome(err, target, u.started() && !s.dryRun)
+		return s.outcome(err, target, u.started() && !s.dryRun)
 	}
 	report.Source, report.Target = source, target
 	return a.showSync(report, s.out)
@@ -203,9 +203,9 @@ func refuseMap(m *cbt.Map, flag string, of ...*side) error {
 	}
 }
 
-// syncOutcome says what the target holds after a sync that did not finish.
+// outcome says what the target holds after a sync that did not finish.
 // Before the plan is told not a byte moves (L3).
-func syncOutcome(err error, target string, moved bool) error {
+func (s *syncFlags) outcome(err error, target string, moved bool) error {
 	var refused *failback.RefusedError
 	switch {
 	case errors.As(err, &refused):
@@ -213,8 +213,12 @@ func syncOutcome(err error, target string, moved bool) error {
 	case !moved:
 		return &outcomeError{err, target + " is as it was: nothing was written", "see to that, then run the same command again"}
 	}
+	next := "run the same command again with --resume: it goes on where it was (without: both sides are compared, and what has arrived is not sent again)"
+	if s.fall.undo != "" || s.fall.undoServed {
+		next += "; or put back what was there: failback undo"
+	}
 	return &outcomeError{
 		err, target + " may hold a part of the change and equals neither its old content nor the source; the source is as it was",
-		"run the same command again with --resume: it goes on where it was (without: both sides are compared, and what has arrived is not sent again)",
+		next,
 	}
 }

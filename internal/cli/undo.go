@@ -213,7 +213,10 @@ func (a *app) showUndo(j *undoJSON, o outputFlags) error {
 	case len(j.Gaps) > 0:
 		state = "has gaps: " + strings.Join(j.Gaps, "; ")
 	case !j.Complete:
-		state = fmt.Sprintf("the sync was interrupted; the log holds all that it had overwritten (%s at the end were not whole and are not needed)", humanBytes(j.TornBytes))
+		state = "the sync was interrupted; the log holds all that it had overwritten"
+		if j.TornBytes > 0 {
+			state += fmt.Sprintf(" (%s at its end are not whole and stand for nothing that was)", humanBytes(j.TornBytes))
+		}
 	}
 	return writeLines(a.stdout, []line{
 		{"undo log", j.File},
