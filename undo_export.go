@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/failback/failback/cbt"
 )
 
@@ -60,7 +62,12 @@ func (u *UndoLog) Export(ctx context.Context, target Volume, path string, progre
 	if err := f.Close(); err != nil {
 		return err
 	}
-	if err := os.Rename(f.Name(), path); err != nil {
+	// Whatever has come to be there meanwhile stays.
+	err = unix.Renameat2(unix.AT_FDCWD, f.Name(), unix.AT_FDCWD, path, unix.RENAME_NOREPLACE)
+	if err == unix.EINVAL || err == unix.ENOSYS { // this file system cannot do that
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
 		return err
 	}
 	return undoDisk{}.syncDir(filepath.Dir(path))
