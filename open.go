@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 
 	"github.com/failback/failback/cbt"
 	"github.com/failback/failback/transport"
@@ -105,7 +106,7 @@ func (j *job) assign(ctx context.Context, far *reached, a, b Side, target messag
 		Mode: uint8(j.mode), Codec: j.o.Codec, Limit: j.o.Limit, Streams: uint8(j.o.Streams), Window: uint32(j.o.Window),
 		Leaf: uint32(j.o.Leaf), Verify: uint8(j.o.Verify), Seal: uint8(j.o.Seal), Rung: uint8(j.o.Rung),
 		AllowLarger: j.o.AllowLarger, DryRun: j.o.DryRun, Dirty: a.Dirty != nil || b.Dirty != nil,
-		Resume: j.resume, Medium: j.medium, Undo: j.o.undo(),
+		Resume: j.resume, Medium: j.medium, Undo: j.o.undo(), Checkpoint: uint32(min(j.o.Checkpoint.Milliseconds(), math.MaxUint32)),
 	}
 	err := c.Send(kindTask, t.Append(nil))
 	if err == nil && t.Dirty {

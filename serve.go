@@ -261,6 +261,9 @@ func taskOptions(t message.Task, o Options) (Options, error) {
 	o.Codec, o.Streams, o.Leaf = t.Codec, max(1, int(t.Streams)), int64(t.Leaf)
 	o.Verify, o.Seal, o.Rung = Verification(t.Verify), merkle.Algorithm(t.Seal), Rung(t.Rung)
 	o.AllowLarger, o.DryRun = t.AllowLarger, t.DryRun
+	if t.Checkpoint > 0 {
+		o.Checkpoint = time.Duration(t.Checkpoint) * time.Millisecond
+	}
 	o.Undo, o.UndoBestEffort = t.Undo != 0, t.Undo == undoBest
 	if t.Limit > 0 && (o.Limit == 0 || t.Limit < o.Limit) {
 		o.Limit = t.Limit

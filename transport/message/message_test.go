@@ -59,7 +59,7 @@ func examples() []example {
 		{"open/join", message.Open{MinVersion: 1, MaxVersion: 1, Session: session, Role: 3, Stream: 2, Volume: "db"}},
 		{"opened", message.Opened{Version: 1, Volume: volume(false)}},
 		{"opened/tree", message.Opened{Version: 1, Features: 1, Volume: volume(true)}},
-		{"task", message.Task{Mode: 1, Codec: "auto", Limit: 50 << 20, Streams: 4, Window: 16 << 20, Leaf: 64 << 10, Verify: 1, Seal: 2, Dirty: true, TrustTrees: true, Resume: 2}},
+		{"task", message.Task{Mode: 1, Codec: "auto", Limit: 50 << 20, Streams: 4, Window: 16 << 20, Leaf: 64 << 10, Verify: 1, Seal: 2, Dirty: true, TrustTrees: true, Resume: 2, Checkpoint: 5000}},
 		{"task/compare", message.Task{Mode: 2, Codec: "none", Rung: 6, AllowLarger: true, DryRun: true, Medium: true, Resume: 1, Undo: 2}},
 		{"start", message.Start{Session: session, Mode: 1, Share: share, Volume: volume(true), Allocated: true, Streams: 1, Medium: true, Resume: 1, Undo: 1, Stamp: "written=17"}},
 		{"info", message.Info{Share: share, Volume: message.VolumeInfo{Size: 512, Align: 512, ReadOnly: true, Mapped: true}}},

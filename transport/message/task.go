@@ -16,6 +16,7 @@ package message
 //	                    map follows as Extents, bit 3 trust kept trees, bit 4 medium as in Start
 //	  +    1 resume     as in Start
 //	  +    1 undo       as in Start
+//	  +    4 checkpoint a barrier at least so often, milliseconds; 0 the source's default
 type Task struct {
 	Mode        uint8 // 1 sync, 2 compare, 3 digest
 	Codec       string
@@ -31,8 +32,9 @@ type Task struct {
 	Dirty       bool // Extents with purpose 1 follow
 	TrustTrees  bool
 	Medium      bool
-	Resume      uint8 // 0 begin anew, 1 must, 2 if possible
-	Undo        uint8 // 0 no, 1 must, 2 as far as possible
+	Resume      uint8  // 0 begin anew, 1 must, 2 if possible
+	Undo        uint8  // 0 no, 1 must, 2 as far as possible
+	Checkpoint  uint32 // milliseconds
 }
 
 // Append adds the encoding to b.
@@ -42,7 +44,7 @@ func (m Task) Append(b []byte) []byte {
 	b = put32(put32(b, m.Window), m.Leaf)
 	b = append(b, m.Verify, m.Seal, m.Rung)
 	b = put32(b, flagBits(m.AllowLarger, m.DryRun, m.Dirty, m.TrustTrees, m.Medium))
-	return append(b, m.Resume, m.Undo)
+	return put32(append(b, m.Resume, m.Undo), m.Checkpoint)
 }
 
 // Decode reads the encoding in b.
@@ -66,6 +68,7 @@ func (m *Task) Decode(b []byte) error {
 	m.AllowLarger, m.DryRun = flags&1 != 0, flags&2 != 0
 	m.Dirty, m.TrustTrees, m.Medium = flags&4 != 0, flags&8 != 0, flags&16 != 0
 	m.Resume, m.Undo = r.between("resume", 0, 2), r.between("undo", 0, 2)
+	m.Checkpoint = r.u32("checkpoint")
 	return r.end()
 }
 
