@@ -46,10 +46,11 @@ type trip struct {
 	dirty   bool // with a dirty map
 	limited bool // the command's link, to killRate; the server's always are
 	patient bool // a lost peer is tried again
+	undo    bool // what is overwritten is saved
 }
 
 func (r trip) String() string {
-	return fmt.Sprintf("%s dirty=%v limited=%v patient=%v", r.way, r.dirty, r.limited, r.patient)
+	return fmt.Sprintf("%s dirty=%v limited=%v patient=%v undo=%v", r.way, r.dirty, r.limited, r.patient, r.undo)
 }
 
 // arena is a pair of volumes with their server, again and again made different
@@ -59,6 +60,7 @@ type arena struct {
 	source, target         string // paths
 	dirty, socket, journal string
 	other                  string // a third volume, empty
+	undoDir                string // where undo logs are kept
 	server                 *process
 	rate, grace            string // of the server
 	content, old, dirtyMap []byte // what source, target and map hold
@@ -79,7 +81,7 @@ func newArena(t *testing.T, all bool) *arena {
 	a.content = noise(killVolume(), a.dice.Uint64())
 	write(t, a.source, a.content)
 	write(t, a.target, a.content)
-	a.other = a.path("c.img")
+	a.other, a.undoDir = a.path("c.img"), t.TempDir()
 	write(t, a.other, nil)
 	if err := os.Truncate(a.other, int64(killVolume())); err != nil {
 		t.Fatal(err)
@@ -107,7 +109,7 @@ func (a *arena) path(name string) string { return filepath.Join(a.dir, name) }
 
 func (a *arena) serve(t *testing.T) {
 	t.Helper()
-	a.server = serve(t, a.bin, a.socket, "--grace", a.grace, "--limit", a.rate,
+	a.server = serve(t, a.bin, a.socket, "--grace", a.grace, "--limit", a.rate, "--undo", a.undoDir,
 		"--volume", "a="+a.source+",ro", "--volume", "b="+a.target+",rw")
 }
 
@@ -126,6 +128,12 @@ func (a *arena) sync(r trip, more ...string) []string {
 	}
 	if r.dirty {
 		args = append(args, "--dirty", a.dirty)
+	}
+	switch {
+	case r.undo && r.way == pull:
+		args = append(args, "--undo", filepath.Join(a.undoDir, "u.fbu"))
+	case r.undo:
+		args = append(args, "--undo-served")
 	}
 	if r.limited {
 		args = append(args, "--codec", "none", "--limit", a.rate)
@@ -162,6 +170,7 @@ func (a *arena) duration(t *testing.T, r trip) time.Duration {
 	finish(t, 0, a.bin, a.sync(r)...)
 	a.usual[r] = time.Since(begin)
 	a.equal(t)
+	a.forget(t)
 	t.Logf("%v takes %v", r, a.usual[r].Round(time.Millisecond))
 	return a.usual[r]
 }
@@ -282,7 +291,7 @@ func (a *arena) again(t *testing.T, r trip) {
 	missing, _ := a.missing(t)
 	done, found := a.interrupted(t)
 	var more []string
-	if found && a.dice.IntN(4) > 0 {
+	if found && (r.undo || a.dice.IntN(4) > 0) {
 		more = append(more, "--resume")
 	} else {
 		done = 0
@@ -303,6 +312,46 @@ func (a *arena) again(t *testing.T, r trip) {
 		t.Errorf("next run, %v %q: resumed from %d, the journal said %d", r, more, report.From, done)
 	}
 	a.equal(t)
+}
+
+// logs are the undo logs that there are.
+func (a *arena) logs(t *testing.T) []string {
+	t.Helper()
+	names, err := filepath.Glob(filepath.Join(a.undoDir, "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return names
+}
+
+// forget removes the undo logs.
+func (a *arena) forget(t *testing.T) {
+	t.Helper()
+	for _, name := range a.logs(t) {
+		if err := os.Remove(name); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// undo puts back what the runs since spoil have overwritten, and requires that
+// this is all, that no mark stays and that the logs do not change.
+func (a *arena) undo(t *testing.T) {
+	t.Helper()
+	for _, name := range a.logs(t) { // one that was killed early saved nothing
+		log := read(t, name)
+		finish(t, 0, a.bin, "undo", "-q", a.target, name)
+		if !bytes.Equal(read(t, name), log) {
+			t.Errorf("undo has changed its log %s", name)
+		}
+	}
+	if _, arrived := a.missing(t); arrived > 0 {
+		t.Errorf("%d bytes are not what the target held", arrived)
+	}
+	if _, err := os.Lstat(a.journal); err == nil {
+		t.Error("the target is still marked")
+	}
+	a.untouched(t)
 }
 
 // failed requires that a run that was disturbed says what it leaves behind, and

@@ -332,3 +332,155 @@ func TestDiskFullOfFiles(t *testing.T) {
 		})
 	}
 }
+
+// TestUndoDiskFull: the undo log finds no room, from the start or in mid-session.
+func TestUndoDiskFull(t *testing.T) {
+	bin := build(t)
+	for _, served := range []bool{false, true} {
+		for name, room := range map[string]int64{"from the start": 0, "later": 6 << 20} {
+			for _, best := range []bool{false, true} {
+				if best && room == 0 {
+					continue // a log that cannot even be begun is none
+				}
+				title := map[bool]string{true: "served", false: "here"}[served] + "/" + name
+				if best {
+					title += "/best effort"
+				}
+				t.Run(title, func(t *testing.T) { newUndoCell(t, bin, served).play(t, room, best) })
+			}
+		}
+	}
+}
+
+// undoCell is a pair of volumes that differ everywhere, with room for an undo
+// log on a file system of its own.
+type undoCell struct {
+	bin, dir       string
+	source, target string
+	fs             *smallFS
+	args           []string // of a sync, but for --undo-best-effort and --resume
+	server         *process // nil: both volumes are here
+	content, old   []byte
+}
+
+func newUndoCell(t *testing.T, bin string, served bool) *undoCell {
+	t.Helper()
+	c := &undoCell{bin: bin, dir: t.TempDir(), fs: newSmallFS(t, goneVolume+fsSlack), content: noise(goneVolume, 8), old: noise(goneVolume, 9)}
+	c.source, c.target = filepath.Join(c.dir, "a.img"), filepath.Join(c.dir, "b.img")
+	write(t, c.source, c.content)
+	write(t, c.target, c.old)
+	c.args = []string{"sync", "--json", "--codec", "none", "--window", goneWindow}
+	if served {
+		socket := filepath.Join(c.dir, "s.sock")
+		c.server = serve(t, bin, socket, "--undo", c.fs.dir, "--volume", "b="+c.target+",rw")
+		c.args = append(c.args, "--undo-served", c.source, "unix://"+socket+"?volume=b")
+	} else {
+		c.args = append(c.args, "--undo", c.fs.dir, c.source, c.target)
+	}
+	return c
+}
+
+// log is the one undo log that there is. One that found no room for its first
+// byte is none.
+func (c *undoCell) log(t *testing.T) string {
+	t.Helper()
+	names, err := filepath.Glob(c.fs.path("*.fbu"))
+	names = slices.DeleteFunc(names, func(n string) bool { return len(read(t, n)) == 0 })
+	if err != nil || len(names) != 1 {
+		t.Fatalf("undo logs: %q, %v", names, err)
+	}
+	return names[0]
+}
+
+// saved requires that nothing was overwritten but what the undo log holds, and
+// returns how much that is, bytes.
+func (c *undoCell) saved(t *testing.T) (bytesSaved int64) {
+	t.Helper()
+	p := finish(t, 0, c.bin, "undo", "--list", c.log(t))
+	untouched := read(t, c.target)
+	for line := range strings.Lines(p.stdout.String()) {
+		var off, n int64
+		if _, err := fmt.Sscan(line, &off, &n); err != nil {
+			t.Fatalf("%v: %q", err, line)
+		}
+		bytesSaved += n
+		copy(untouched[off:off+n], c.old[off:off+n])
+	}
+	if !bytes.Equal(untouched, c.old) {
+		t.Error("more was overwritten than was saved")
+	}
+	return bytesSaved
+}
+
+// play runs a sync while the disk of the undo log has this much room, bytes.
+func (c *undoCell) play(t *testing.T, room int64, best bool) {
+	makeRoom := c.fs.fill(t)
+	if room > 0 {
+		c.fs.leave(t, room)
+	}
+	if best {
+		c.goesOn(t)
+		return
+	}
+	f := fails(t, start(t, c.bin, c.args...), "the disk of the undo file is full")
+	if !strings.Contains(f.Error, c.fs.dir) || f.Next == "" || c.server == nil && !strings.Contains(f.Next, "make room") {
+		t.Errorf("told %+v, which does not name the file, or what to do", f)
+	}
+	var more []string
+	if room > 0 {
+		t.Logf("%d bytes were saved", c.saved(t))
+		more = []string{"--resume"}
+	} else if _, err := os.Lstat(c.target + ".fbj"); err == nil || !bytes.Equal(read(t, c.target), c.old) {
+		t.Error("the target was overwritten, or marked, and nothing was saved")
+	}
+	makeRoom()
+	finish(t, 0, c.bin, append(c.args, more...)...)
+	if !bytes.Equal(read(t, c.target), c.content) {
+		t.Error("the volumes differ")
+	}
+	finish(t, 0, c.bin, "undo", c.target, c.log(t))
+	if !bytes.Equal(read(t, c.target), c.old) {
+		t.Error("undo did not put back what the target held")
+	}
+}
+
+// goesOn is what a sync does that may go on without its undo log, and what undo
+// makes of the log afterwards.
+func (c *undoCell) goesOn(t *testing.T) {
+	p := finish(t, 0, c.bin, append(c.args, "--undo-best-effort")...)
+	var report struct {
+		Saved   int64 `json:"undo_bytes"`
+		Unsaved int64 `json:"unsaved_bytes"`
+	}
+	if err := json.Unmarshal(p.stdout.Bytes(), &report); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(read(t, c.target), c.content) {
+		t.Error("the volumes differ")
+	}
+	t.Logf("%d bytes were saved, %d were not; it said:\n%s", report.Saved, report.Unsaved, p.said.String())
+	if report.Saved+report.Unsaved != goneVolume || report.Unsaved == 0 || report.Saved == 0 {
+		t.Errorf("told %+v of %d bytes", report, goneVolume)
+	}
+	if c.server == nil && !strings.Contains(p.said.String(), "this sync cannot be undone as a whole") {
+		t.Errorf("it said:\n%s", p.said.String())
+	}
+	refused := finish(t, 4, c.bin, "undo", c.target, c.log(t))
+	if said := refused.said.String(); !strings.Contains(said, "--allow-gaps") {
+		t.Errorf("undo was refused with:\n%s", said)
+	}
+	finish(t, 0, c.bin, "undo", "--allow-gaps", c.target, c.log(t))
+	now := read(t, c.target)
+	back := int64(0)
+	for off := 0; off < goneVolume; off += killPiece {
+		switch piece := now[off : off+killPiece]; {
+		case bytes.Equal(piece, c.old[off:off+killPiece]):
+			back += killPiece
+		case !bytes.Equal(piece, c.content[off:off+killPiece]):
+			t.Fatalf("piece at %#x is neither what the target held nor what the source holds", off)
+		}
+	}
+	if back < report.Saved {
+		t.Errorf("%d bytes were put back, %d were saved", back, report.Saved)
+	}
+}

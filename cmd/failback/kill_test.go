@@ -9,6 +9,41 @@ import (
 	"time"
 )
 
+// kill begins a run and kills either side at a random moment of it. It returns
+// in words how far the target had come.
+func (a *arena) kill(t *testing.T, i int, r trip) string {
+	t.Helper()
+	a.duration(t, r)
+	a.spoil(t)
+	p := start(t, a.bin, a.sync(r)...)
+	at := a.moment(t, r, p)
+	victim, name := p, "the command"
+	if i/3%2 == 1 {
+		victim, name = a.server, "the server"
+	}
+	t.Logf("%d: %v: %s is killed after %v", i, r, name, at.Round(time.Millisecond))
+	victim.signal(t, syscall.SIGKILL)
+	victim.wait(t)
+	if victim == a.server {
+		a.afterServer(t, r, p)
+	}
+	a.idle(t)
+	a.untouched(t)
+	return a.stage(t)
+}
+
+// stage is how far the target is from what it held to what the source holds.
+func (a *arena) stage(t *testing.T) string {
+	t.Helper()
+	switch missing, arrived := a.missing(t); {
+	case arrived == 0:
+		return "before the first write"
+	case missing > 0:
+		return "in between"
+	}
+	return "after the last write"
+}
+
 // TestKill kills either side at 50 random moments; ten with -short, as under
 // the race detector. Whatever the moment, only the target has changed, each piece
 // of it is old or new, and the same command run again makes it equal.
@@ -22,30 +57,7 @@ func TestKill(t *testing.T) {
 	for i := range moments {
 		r := a.anyTrip(i)
 		r.limited = r.limited || i%2 == 0
-		a.duration(t, r)
-		a.spoil(t)
-		p := start(t, a.bin, a.sync(r)...)
-		at := a.moment(t, r, p)
-		victim, name := p, "the command"
-		if i/3%2 == 1 {
-			victim, name = a.server, "the server"
-		}
-		t.Logf("%d: %v: %s is killed after %v", i, r, name, at.Round(time.Millisecond))
-		victim.signal(t, syscall.SIGKILL)
-		victim.wait(t)
-		if victim == a.server {
-			a.afterServer(t, r, p)
-		}
-		a.idle(t)
-		a.untouched(t)
-		switch missing, arrived := a.missing(t); {
-		case arrived == 0:
-			stages["before the first write"]++
-		case missing > 0:
-			stages["in between"]++
-		default:
-			stages["after the last write"]++
-		}
+		stages[a.kill(t, i, r)]++
 		a.again(t, r)
 		if t.Failed() {
 			t.FailNow()
@@ -55,6 +67,95 @@ func TestKill(t *testing.T) {
 	if moments == 50 && stages["in between"] < 5 {
 		t.Errorf("killed: %v; too few moments in between to show anything", stages)
 	}
+	a.close(t)
+}
+
+// TestKillThenUndo kills either side of a sync that saves what it overwrites, at
+// 20 random moments. At every second one the sync, if it has not come to its
+// end, first goes on. Undo puts back what the target held before, bit for bit.
+func TestKillThenUndo(t *testing.T) {
+	t.Parallel()
+	a := newArena(t, false)
+	moments := 20
+	if testing.Short() {
+		moments = 6
+	}
+	stages := map[string]int{}
+	for i := range moments {
+		r := trip{way: []way{push, pull, relay}[i%3], dirty: true, limited: true, patient: i%4 < 2, undo: true}
+		stage := a.kill(t, i, r)
+		if missing, _ := a.missing(t); missing > 0 && i%2 == 1 {
+			a.again(t, r)
+			stage += ", resumed"
+		}
+		stages[stage]++
+		a.undo(t)
+		a.forget(t)
+		if t.Failed() {
+			t.FailNow()
+		}
+	}
+	t.Logf("killed, and undone: %v", stages)
+	if moments == 20 && stages["in between"]+stages["in between, resumed"] < 3 {
+		t.Errorf("killed: %v; too few moments in between to show anything", stages)
+	}
+	a.close(t)
+}
+
+// TestKillUndo kills undo at ten random moments. The target is marked as long as
+// it is neither the one nor the other, and undo run again makes it what it was.
+func TestKillUndo(t *testing.T) {
+	t.Parallel()
+	a := newArena(t, true)
+	a.spoil(t)
+	r := trip{way: pull, undo: true}
+	finish(t, 0, a.bin, a.sync(r)...)
+	a.equal(t)
+	begin := time.Now()
+	a.undo(t)
+	length := time.Since(begin)
+	moments := 10
+	if testing.Short() {
+		moments = 3
+	}
+	stages := map[string]int{}
+	for i := range moments {
+		f, err := os.OpenFile(a.target, os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.WriteAt(a.content, 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+		p := start(t, a.bin, "undo", a.target, a.logs(t)[0])
+		at := time.Duration(a.dice.Int64N(int64(length)))
+		select {
+		case <-time.After(at):
+		case <-p.ended:
+		}
+		p.signal(t, syscall.SIGKILL)
+		if code := p.wait(t); code > 0 {
+			t.Fatalf("exit code %d; it said:\n%s", code, p.said.String())
+		}
+		stage := map[string]string{
+			"before the first write": "all is put back", "in between": "some is put back", "after the last write": "nothing is put back",
+		}[a.stage(t)]
+		t.Logf("%d: killed after %v: %s", i, at.Round(time.Millisecond), stage)
+		stages[stage]++
+		if _, found := a.interrupted(t); found {
+			// A sync cannot go on with what is not its own.
+			q := finish(t, 4, a.bin, a.sync(r, "--resume")...)
+			if said := q.said.String(); !strings.Contains(said, "sync without --resume") {
+				t.Errorf("as a sync to go on with it was refused with:\n%s", said)
+			}
+		}
+		a.undo(t)
+	}
+	t.Logf("undo killed: %v", stages)
+	a.forget(t)
 	a.close(t)
 }
 
@@ -110,7 +211,7 @@ func TestTerminate(t *testing.T) {
 // next one neither reads, nor sends, nor writes any of that again.
 func TestKillFar(t *testing.T) {
 	if testing.Short() {
-		t.Skip("takes the 5 s from one barrier to the next")
+		t.Skip("takes several seconds of a limited link")
 	}
 	for name, r := range map[string]trip{
 		"push, the command":           {way: push, dirty: true, limited: true},
@@ -124,7 +225,7 @@ func TestKillFar(t *testing.T) {
 			a.serve(t)
 			a.spoil(t)
 			// What is under way comes before a barrier: let it be little.
-			p := start(t, a.bin, a.sync(r, "--window", "2MiB")...)
+			p := start(t, a.bin, a.sync(r, "--window", "2MiB", "--checkpoint", "300ms")...)
 			eventually(t, "a journal that says that something is done", func() bool {
 				var info struct {
 					Done int `json:"done_bytes"`

@@ -180,3 +180,15 @@ func (fs *smallFS) fill(t *testing.T) (makeRoom func()) {
 		}
 	}
 }
+
+// leave gives back some of the room that fill took, bytes.
+func (fs *smallFS) leave(t *testing.T, room int64) {
+	t.Helper()
+	info, err := os.Stat(fs.path("filler"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(fs.path("filler"), info.Size()-room); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -3,7 +3,7 @@
 // and whether the server that lives through it all grows.
 //
 // Read it in this order: main.go (how long, and what counts), round.go (what is
-// done), fault.go (what goes wrong), volume.go, process.go, link.go (with what),
+// done), undo.go (and undone), fault.go (what goes wrong), volume.go, process.go, link.go (with what),
 // watch.go (whether it stays flat).
 package main
 
@@ -39,6 +39,12 @@ type soak struct {
 	usual   time.Duration // what a sync takes that nothing disturbs, about
 	mapped  bool          // the sync before had the dirty map
 	tainted bool          // what was written since may hide behind a journal that is still there
+
+	interrupted bool            // there is a journal at the target
+	chain       string          // the undo log that it names
+	before      []byte          // what the target held before the sync that goes on; nil: not noted
+	undos       []undoLog       // undone from the last to the first, they lead back
+	logs        map[string]bool // paths of all undo logs that are there
 }
 
 // tally counts what happened.
@@ -46,7 +52,8 @@ type tally struct {
 	rounds, syncs, equal int
 	faults               map[fault]int
 	failed               int // syncs that ended with exit code 3, as they had to
-	undone, resumed      int
+	undone, undosKilled  int
+	resumed, repaired    int
 	written, wire        int64 // bytes, by the application and on links
 }
 
@@ -120,7 +127,7 @@ func (s *soak) prepare(ctx context.Context, size int64) error {
 		return err
 	}
 	s.knows = map[string]bool{}
-	for _, f := range []string{"--resume", "--undo", "--retry-for"} {
+	for _, f := range []string{"--resume", "--undo", "--retry-for", "--repair"} {
 		s.knows[f] = strings.Contains(string(help), f+" ") && (f != "--undo" || exec.CommandContext(ctx, s.bin, "undo", "--help").Run() == nil)
 		if !s.knows[f] {
 			fmt.Printf("soak: this failback has no sync %s: it is left out\n", f)
@@ -132,6 +139,9 @@ func (s *soak) prepare(ctx context.Context, size int64) error {
 		return err
 	}
 	if s.b, err = newVolume(s.path("b.img"), content); err != nil {
+		return err
+	}
+	if err = s.forget(); err != nil {
 		return err
 	}
 	if s.old, err = s.serve("old"); err != nil {
@@ -172,7 +182,7 @@ func (s *soak) tell(since time.Duration) {
 			faults = append(faults, fmt.Sprintf("%d %v", n, f))
 		}
 	}
-	fmt.Printf("soak: %v: %d rounds, %d times equal, %d syncs (%d ended early; %d resumed, %d undone; %s), %.1f GiB written, %.1f GiB on links; the old server: %v\n",
-		since.Round(time.Second), t.rounds, t.equal, t.syncs, t.failed, t.resumed, t.undone, strings.Join(faults, ", "),
+	fmt.Printf("soak: %v: %d rounds, %d times equal, %d syncs (%d ended early; %d resumed, %d repaired; %s), %d undone (undo killed %d times), %.1f GiB written, %.1f GiB on links; the old server: %v\n",
+		since.Round(time.Second), t.rounds, t.equal, t.syncs, t.failed, t.resumed, t.repaired, strings.Join(faults, ", "), t.undone, t.undosKilled,
 		float64(t.written)/(1<<30), float64(t.wire)/(1<<30), s.watch.last())
 }

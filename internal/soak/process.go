@@ -98,7 +98,7 @@ func (s *soak) serve(name string) (*server, error) {
 
 // restart starts it, and returns when it listens.
 func (v *server) restart() error {
-	p, err := v.s.start("serve", "--listen", "unix://"+v.socket, "--grace", "0s",
+	p, err := v.s.start("serve", "--listen", "unix://"+v.socket, "--grace", "0s", "--undo", v.s.path(undoDir),
 		"--volume", "a="+v.s.a.path+",rw", "--volume", "b="+v.s.b.path+",rw")
 	if err != nil {
 		return err

@@ -43,6 +43,7 @@ type trip struct {
 	undo    bool
 	resume  bool
 	retry   bool
+	repair  bool
 	slow    bool // so that there is a barrier before the last
 	way     way
 	fault   fault
@@ -86,6 +87,9 @@ func (s *soak) round(ctx context.Context) error {
 func (s *soak) finish() error {
 	if err := same(s.source(), s.target()); err != nil {
 		return fmt.Errorf("a sync said that the volumes are equal: %w", err)
+	}
+	if err := s.forget(); err != nil {
+		return err
 	}
 	s.tally.equal++
 	s.tally.written = s.a.wrote.Load() + s.b.wrote.Load()
@@ -133,13 +137,18 @@ func (s *soak) choose(i int) trip {
 	}
 	t.live = i < 2 && s.dice.IntN(3) == 0
 	t.way = [...]way{push, push, pull, pull, relay}[s.dice.IntN(5)]
-	t.undo = s.knows["--undo"] && !t.live && t.way == pull && s.dice.IntN(2) == 0
+	t.undo = s.knows["--undo"] && s.dice.IntN(2) == 0
+	t.repair = s.knows["--repair"] && (t.fault == flipBit || s.dice.IntN(8) == 0)
 	t.slow = t.fault == killCommand && s.dice.IntN(4) == 0
 	// Nothing may have changed since the journal was made but the target, and that
 	// only by the sync.
-	if exists(s.target().path+".fbj") && !s.tainted {
+	if s.interrupted && !s.tainted {
 		t.resume = s.knows["--resume"] && s.dice.IntN(4) > 0
 		t.mapped, t.live = s.mapped, false
+	}
+	if t.resume {
+		// What was begun with an undo log goes on with it, what was not does not.
+		t.undo = s.knows["--undo"] && s.chain != ""
 	}
 	t.retry = s.knows["--retry-for"] && (t.fault == cutLink || t.fault == killServer) && s.dice.IntN(2) == 0
 	return t
@@ -156,8 +165,13 @@ func (s *soak) arguments(t trip) []string {
 	if t.mapped {
 		args = append(args, "--dirty", s.path("dirty.fbm"))
 	}
-	if t.undo {
-		args = append(args, "--undo", s.path("undo.fbu"))
+	if t.undo && t.way == pull {
+		args = append(args, "--undo", s.path(undoDir))
+	} else if t.undo {
+		args = append(args, "--undo-served")
+	}
+	if t.repair {
+		args = append(args, "--repair")
 	}
 	if t.resume {
 		args = append(args, "--resume")
@@ -192,6 +206,9 @@ func (s *soak) arguments(t trip) []string {
 // attempt runs one sync, disturbed or not, and reports whether both volumes
 // must be equal now.
 func (s *soak) attempt(ctx context.Context, i int) (equal bool, err error) {
+	if err := s.look(); err != nil {
+		return false, err
+	}
 	t := s.choose(i)
 	s.mapped = t.mapped
 	s.tainted = s.tainted || t.live || t.fault == flipBit
@@ -212,11 +229,8 @@ func (s *soak) attempt(ctx context.Context, i int) (equal bool, err error) {
 			err = errors.Join(err, v.tracker.PutBack(m, proven))
 		}
 	}()
-	old := []byte(nil)
-	if t.undo {
-		if old, err = os.ReadFile(s.target().path); err != nil {
-			return false, err
-		}
+	if err := s.expect(t); err != nil {
+		return false, err
 	}
 	code := 0
 	run := func() error {
@@ -231,14 +245,14 @@ func (s *soak) attempt(ctx context.Context, i int) (equal bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	if t.undo && s.dice.IntN(2) == 0 && exists(s.path("undo.fbu")) {
-		return false, s.undo(old)
+	if undone, err := s.mayUndo(t); undone || err != nil {
+		return false, err
 	}
 	if code != 0 || t.fault == flipBit {
 		return false, nil
 	}
 	proven = []cbt.Extent{{Off: 0, End: s.a.size}}
-	s.tainted = false
+	s.tainted, s.undos = false, nil // nothing is to lead back behind what is no longer in a map
 	return !t.live, nil
 }
 
@@ -295,6 +309,9 @@ func (s *soak) perform(t trip) (code int, err error) {
 		if t.resume {
 			s.tally.resumed++
 		}
+		if repaired(t, p, code) {
+			s.tally.repaired++
+		}
 		if code == 0 && !t.slow {
 			s.usual = (s.usual*7 + time.Since(begin)) / 8
 		}
@@ -324,19 +341,8 @@ func (s *soak) judge(t trip, p *process, code int) error {
 	return fmt.Errorf("exit code %d; it said:\n%s%s", code, p.stdout.String(), p.said.String())
 }
 
-// undo puts back what the target held before the last sync.
-func (s *soak) undo(old []byte) error {
-	if err := s.must(0, "undo", s.target().path, s.path("undo.fbu")); err != nil {
-		return err
-	}
-	now, err := os.ReadFile(s.target().path)
-	if err != nil {
-		return err
-	}
-	if err := sameBytes(now, old); err != nil {
-		return fmt.Errorf("undo did not put back what the target held: %w", err)
-	}
-	s.tally.undone++
-	s.tainted = true
-	return os.Remove(s.path("undo.fbu"))
+// repaired reports whether a sync found its target's medium wrong and made it good.
+func repaired(t trip, p *process, code int) bool {
+	var told struct{ Attempts int }
+	return t.repair && t.fault == flipBit && code == 0 && json.Unmarshal(p.stdout.Bytes(), &told) == nil && told.Attempts > 1
 }

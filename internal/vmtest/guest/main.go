@@ -44,8 +44,10 @@ type scenario struct {
 }
 
 var scenarios = []scenario{
-	{"power cut, target a device", func(g *guest) (string, error) { return g.powerCuts(false) }},
-	{"power cut, target a file", func(g *guest) (string, error) { return g.powerCuts(true) }},
+	{"power cut, target a device", func(g *guest) (string, error) { return g.powerCuts(powerSet{}) }},
+	{"power cut, target a file", func(g *guest) (string, error) { return g.powerCuts(powerSet{file: true}) }},
+	{"power cut in undo, target a device", func(g *guest) (string, error) { return g.powerCuts(powerSet{undoing: true}) }},
+	{"power cut in undo, target a file", func(g *guest) (string, error) { return g.powerCuts(powerSet{file: true, undoing: true}) }},
 	{"medium that loses writes", func(g *guest) (string, error) { return g.liar("1 drop_writes", wrongMedium) }},
 	{"medium that changes a byte of each write", func(g *guest) (string, error) { return g.liar("5 corrupt_bio_byte 77 w 165 0", wrongMedium) }},
 	{"medium that refuses writes", func(g *guest) (string, error) { return g.liar("1 error_writes", inputOutput) }},

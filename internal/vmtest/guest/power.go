@@ -30,15 +30,16 @@ type site struct {
 	names  []string // devices to remove, the last first
 }
 
-// powerSet is a pair of volumes, what was on the medium before the session that
-// is cut, and all that this session wrote to it.
+// powerSet is a pair of volumes, what was on the medium before the session, or
+// the undo of it, that is cut, and all that this wrote to it.
 type powerSet struct {
 	pair
-	file   bool // the target is a file
-	fsSize int
-	base   []byte
-	log    []write
-	dirty  []byte
+	file    bool // the target is a file
+	undoing bool // it is undo that is cut
+	fsSize  int
+	base    []byte
+	log     []write
+	dirty   []byte
 }
 
 func (p *powerSet) size() int { return volumeSize + p.fsSize }
@@ -114,12 +115,16 @@ func (p *powerSet) with(logged bool, do func(*site) error) error {
 
 // powerCuts records one session to its end, then plays it to the medium up to
 // many moments, and goes on from each.
-func (g *guest) powerCuts(file bool) (string, error) {
+func (g *guest) powerCuts(p powerSet) (string, error) {
+	if p.undoing && !g.knows["--undo"] {
+		return "not shown", nil
+	}
 	source, err := dmCreate("source", linear(sourceRAM, 0, volumeSize))
 	if err != nil {
 		return "", err
 	}
-	did, err := g.powerCutsFrom(source, &powerSet{pair: g.newPair(), file: file})
+	p.pair = g.newPair()
+	did, err := g.powerCutsFrom(source, &p)
 	return did, errors.Join(err, dmRemove("source"))
 }
 
@@ -146,14 +151,19 @@ func (g *guest) powerCutsFrom(source string, p *powerSet) (string, error) {
 		}
 		stage := ""
 		if err := p.with(false, func(s *site) (err error) {
-			stage, err = g.after(p, s, i%2 == 0)
+			if p.undoing {
+				stage, err = g.afterUndo(p, s)
+			} else {
+				stage, err = g.after(p, s, i%2 == 0)
+			}
 			return err
 		}); err != nil {
 			return "", fmt.Errorf("power cut %d of %d, %v: %w", i, len(moments), c, err)
 		}
 		tally[stage]++
 	}
-	return fmt.Sprintf("a session of %d writes and %d flushes, cut at %d moments: %v", len(p.log), flushes, len(moments), tally), nil
+	what := map[bool]string{false: "a session", true: "an undo"}[p.undoing]
+	return fmt.Sprintf("%s of %d writes and %d flushes, cut at %d moments: %v", what, len(p.log), flushes, len(moments), tally), nil
 }
 
 // prepare puts on the medium what is there before the session.
@@ -187,8 +197,10 @@ func (g *guest) prepare(p *powerSet) error {
 		if err := g.must("map", "from-extents", "--volume", s.target, "-o", dirtyMap, "/tmp/extents"); err != nil {
 			return err
 		}
-		p.dirty, err = os.ReadFile(dirtyMap)
-		return err
+		if p.dirty, err = os.ReadFile(dirtyMap); err != nil || !p.undoing {
+			return err
+		}
+		return g.must(g.sync(p, s)...)
 	})
 	if err != nil {
 		return err
@@ -197,12 +209,15 @@ func (g *guest) prepare(p *powerSet) error {
 	return err
 }
 
-// record runs the session that is cut, undisturbed.
+// record runs what is cut, undisturbed.
 func (g *guest) record(p *powerSet) error {
 	err := p.with(true, func(s *site) error {
+		if p.undoing {
+			return g.undo(p, s)
+		}
 		var slow []string
 		if g.knows["--resume"] { // for a barrier or two before the last
-			slow = []string{"--codec", "none", "--limit", "1MiB/s", "--window", "2MiB"}
+			slow = []string{"--codec", "none", "--limit", "1MiB/s", "--window", "2MiB", "--checkpoint", "500ms"}
 		}
 		if err := g.must(g.sync(p, s, slow...)...); err != nil {
 			return err
@@ -258,10 +273,7 @@ func (g *guest) after(p *powerSet, s *site, undo bool) (stage string, err error)
 	}
 	undo = undo && g.knows["--undo"]
 	if undo && !untouched {
-		if err := g.must("undo", s.target, undoFile); err != nil {
-			return "", err
-		}
-		if err := holds(s.target, p.old, "undo did not put back what the target held"); err != nil {
+		if err := g.undo(p, s); err != nil {
 			return "", err
 		}
 		stage += ", undone"
@@ -291,16 +303,68 @@ func (g *guest) after(p *powerSet, s *site, undo bool) (stage string, err error)
 	return stage, p.mapWhole()
 }
 
+// undo puts back what there was before the session, and looks whether it did.
+func (g *guest) undo(p *powerSet, s *site) error {
+	args := []string{"undo", s.target, undoFile}
+	if g.knows["--state"] && !p.file {
+		args = append(args, "--state", stateDir)
+	}
+	if err := g.must(args...); err != nil {
+		return err
+	}
+	marks, err := journals()
+	if err == nil && len(marks) > 0 {
+		err = fmt.Errorf("undo left the target marked: %q", marks)
+	}
+	return errors.Join(err, holds(s.target, p.old, "undo did not put back what the target held"))
+}
+
+// afterUndo is what is done once the power is back that went during undo: what
+// is there is looked at, and undo is run again. It returns in a word how far the
+// cut one had come.
+func (g *guest) afterUndo(p *powerSet, s *site) (stage string, err error) {
+	now, err := fetch(s.target, volumeSize)
+	if err != nil {
+		return "", err
+	}
+	missing, err := p.check(now)
+	if err != nil {
+		return "", err
+	}
+	marks, err := journals()
+	if err != nil {
+		return "", err
+	}
+	switch back := bytes.Equal(now, p.old); {
+	case missing == 0:
+		stage = "nothing back"
+	case back:
+		stage = "all back"
+	default:
+		stage = "in part"
+		if len(marks) == 0 {
+			return "", errors.New("the target is neither old nor new, and no journal says so (L5)")
+		}
+	}
+	return stage, errors.Join(g.undo(p, s), p.mapWhole())
+}
+
+// journals are the resume journals on the medium.
+func journals() ([]string, error) {
+	beside, err := filepath.Glob(fileName + ".fbj")
+	if err != nil {
+		return nil, err
+	}
+	apart, err := filepath.Glob(stateDir + "/*.fbj")
+	return append(beside, apart...), err
+}
+
 // journal reports whether there is one to go on from. Without it, or after an
 // undo, the session is a new one, with an undo file of its own.
 func (g *guest) journal(undone bool) (bool, error) {
-	var found []string
-	for _, pattern := range []string{fileName + ".fbj", stateDir + "/*.fbj"} {
-		names, err := filepath.Glob(pattern)
-		if err != nil {
-			return false, err
-		}
-		found = append(found, names...)
+	found, err := journals()
+	if err != nil {
+		return false, err
 	}
 	if g.knows["--resume"] && len(found) > 0 && !undone {
 		return true, nil
