@@ -301,7 +301,11 @@ func (a *applier) record(gen *generation) error {
 		return nil
 	}
 	a.done = gen.done
-	return a.log.reach(gen.done, a.vol.written.Load())
+	saved := int64(0)
+	if a.undo != nil {
+		saved = a.undo.size()
+	}
+	return a.log.reach(gen.done, a.vol.written.Load(), saved)
 }
 
 // verify reads a generation back from the medium.

@@ -191,6 +191,10 @@ func sendError(c *transport.Conn, err error) {
 	if errors.As(err, &refused) {
 		m.Text, m.Next, m.Volume = refused.Reason, refused.Next, refused.Volume
 	}
+	var saving *undoError
+	if errors.As(err, &saving) {
+		m.Next = saving.Next()
+	}
 	var verify *VerifyError
 	if errors.As(err, &verify) {
 		m.Volume = verify.Volume

@@ -122,7 +122,7 @@ func (b *logbook) accept(start *message.Start, plan *message.Plan, mine message.
 	b.rec.Suspect, b.rec.Touched = b.doubt, b.marked
 	if f := b.found; f != nil {
 		b.rec.Run, b.rec.Started, b.rec.Written = f.Run, f.Started, f.Written
-		b.rec.Touched, b.rec.Undo = f.Touched, f.Undo
+		b.rec.Touched, b.rec.Undo, b.rec.Saved = f.Touched, f.Undo, f.Saved
 	}
 	return nil
 }
@@ -140,8 +140,8 @@ func (b *logbook) touch() error {
 }
 
 // reach records that everything below done is equal and durable, and how many
-// bytes this session has written.
-func (b *logbook) reach(done, written int64) error {
+// bytes this session has written. saved is how much of an undo log is durable.
+func (b *logbook) reach(done, written, saved int64) error {
 	return b.note(func(r *journal.Record) bool {
 		if done <= r.Done {
 			return false
@@ -150,7 +150,7 @@ func (b *logbook) reach(done, written int64) error {
 		if b.found != nil {
 			written += b.found.Written
 		}
-		r.Written = written
+		r.Written, r.Saved = written, saved
 		return true
 	})
 }

@@ -33,6 +33,8 @@ func (d matrixUndoFiles) open(path string) (undoStore, int64, error) {
 	return f, f.Size(), nil
 }
 
+func (d matrixUndoFiles) remove(path string) error { return d.Remove(path) }
+
 func (d matrixUndoFiles) syncDir(dir string) error { return d.SyncDir(dir) }
 
 // undoable says that what was saved puts back what the target held at first,

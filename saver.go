@@ -21,6 +21,8 @@ type saver interface {
 	save(ctx context.Context, vol *meter, spans []message.Extent) (bool, error)
 	// finish says, durably, that nothing more comes.
 	finish() error
+	// size is how many bytes of the log are durable.
+	size() int64
 	close() error
 }
 
@@ -73,18 +75,48 @@ func (t *target) openUndo() error {
 	t.log.rec.Undo = path
 	w, err := t.undoWriter(path, run)
 	if err != nil {
-		return err
+		return t.withoutUndo(err)
 	}
 	w.note = t.o.Events.Note
 	t.undo = w
 	return nil
 }
 
+// withoutUndo is what becomes of a session whose undo log cannot be made. Nothing
+// is touched yet.
+func (t *target) withoutUndo(err error) error {
+	var mine *undoError
+	if !errors.As(err, &mine) || t.log.found != nil && t.log.found.Undo != "" {
+		return err
+	}
+	if t.saveTo.best || t.saveTo.onDemand && t.start.Undo == undoBest {
+		t.log.rec.Undo = ""
+		t.undo = noSaver{}
+		if t.o.Events.Note != nil {
+			t.o.Events.Note(fmt.Sprintf("%v: going on without; this sync cannot be undone", err))
+		}
+		return nil
+	}
+	return &RefusedError{Volume: t.name, cause: err, Reason: fmt.Sprintf("what it overwrites cannot be saved (%v)", err), Next: mine.Next()}
+}
+
+// noSaver saves nothing, as best effort allows.
+type noSaver struct{}
+
+func (noSaver) save(context.Context, *meter, []message.Extent) (bool, error) { return false, nil }
+func (noSaver) finish() error                                                { return nil }
+func (noSaver) size() int64                                                  { return 0 }
+func (noSaver) close() error                                                 { return nil }
+
 func (t *target) undoWriter(path string, run [16]byte) (*undoWriter, error) {
 	f := undoFacts{
 		Target:  undoVolume{Size: t.vol.v.Size(), Identity: clip(t.vol.identity()), Name: clip(t.name)},
 		Source:  undoVolume{Size: t.start.Volume.Size, Identity: t.start.Volume.Identity, Name: t.start.Volume.Name},
 		Session: run, BestEffort: t.saveTo.best || t.saveTo.onDemand && t.start.Undo == undoBest,
+		Inconsistent: t.log.marked,
+	}
+	if chain := t.log.found; chain != nil && chain.Undo != "" {
+		f.Known, f.Saved = true, chain.Saved
 	}
 	files := t.saveTo.files
 	if files == nil {
@@ -92,7 +124,7 @@ func (t *target) undoWriter(path string, run [16]byte) (*undoWriter, error) {
 	}
 	if t.start.Resume != resumeNot {
 		w, err := resumeUndo(files, path, f)
-		if !errors.Is(err, fs.ErrNotExist) {
+		if f.Known || !errors.Is(err, fs.ErrNotExist) {
 			return w, err
 		}
 	}

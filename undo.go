@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"time"
 
@@ -30,9 +31,16 @@ type UndoLog struct {
 	Torn           int64    // bytes at the end that a crash left; what they stand for was not overwritten
 	Gaps           []string // why, from some moment on, no more was saved
 
+	// Inconsistent says that the target was not whole when the sync began: an
+	// earlier one onto it had been interrupted. Restore puts that back, and the mark stays.
+	Inconsistent bool
+
 	// AllowGaps has Restore and Export go on with a log that has gaps: what was
 	// overwritten without being saved stays as the sync left it.
 	AllowGaps bool
+	// AllowInconsistent has Restore go on though another sync onto the target was
+	// interrupted since; the mark of that stays.
+	AllowInconsistent bool
 	// Journal is the path of the target's resume journal, empty for none: it marks
 	// the target inconsistent while it is restored, and is removed afterwards.
 	Journal string
@@ -63,7 +71,7 @@ func OpenUndo(path string) (*UndoLog, error) {
 	return &UndoLog{
 		Path: path, Target: cleanText(x.h.target.Name), Source: cleanText(x.h.source.Name), TargetIdentity: cleanText(x.h.target.Identity),
 		TargetSize: x.h.target.Size, Session: hex.EncodeToString(x.h.session[:]), Made: x.h.time(),
-		Records: len(x.at), Saved: x.bytes, Stored: info.Size(), Whole: x.whole, Torn: x.torn, Gaps: x.gaps, f: f, index: x,
+		Records: len(x.at), Saved: x.bytes, Stored: info.Size(), Whole: x.whole, Torn: x.torn, Gaps: x.gaps, Inconsistent: x.h.inconsistent, f: f, index: x,
 	}, nil
 }
 
@@ -110,7 +118,8 @@ func (u *UndoLog) Verify(ctx context.Context, progress func(done int64)) error {
 //     what the sync made of it nor what it was
 //  3. write what was saved; of two records of one place the first counts
 //  4. sync the target, read everything back from its medium and compare (L7)
-//  5. remove the mark: the target is what it was
+//  5. remove the mark: the target is what it was. It stays where that was
+//     inconsistent too
 //
 // A crash before 2 leaves the target as it is, one between 2 and 5 leaves the
 // mark and a target that running Restore again makes whole.
@@ -129,7 +138,7 @@ func (u *UndoLog) Restore(ctx context.Context, target Volume, progress func(phas
 	if err := u.Verify(ctx, tell("check")); err != nil {
 		return err
 	}
-	mark, err := u.mark(vol)
+	mark, keep, err := u.mark(vol)
 	if err != nil {
 		return err
 	}
@@ -143,7 +152,7 @@ func (u *UndoLog) Restore(ctx context.Context, target Volume, progress func(phas
 	switch {
 	case mark == nil:
 		return err
-	case err != nil:
+	case err != nil || keep:
 		return errors.Join(err, mark.Close())
 	}
 	return mark.Remove()
@@ -178,27 +187,45 @@ func (u *UndoLog) belongs(vol *meter) error {
 	return nil
 }
 
-// mark makes the target's journal say that it is inconsistent.
-func (u *UndoLog) mark(vol *meter) (*journal.File, error) {
+// mark makes the target's journal say that it is inconsistent. keep says that it
+// is so whatever this log puts back.
+func (u *UndoLog) mark(vol *meter) (j *journal.File, keep bool, err error) {
 	if u.Journal == "" {
-		return nil, nil
+		return nil, false, nil
 	}
 	h := u.index.h
+	keep = u.Inconsistent
+	rec, err := journal.Read(journal.Disk, u.Journal)
+	foreign := ""
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, journal.ErrCorrupt):
+		foreign = "its resume journal is damaged, so another sync onto it may have been interrupted"
+	case err != nil:
+		return nil, false, fmt.Errorf("mark %s inconsistent: %w", vol.name, err)
+	case rec.Touched && !rec.Complete && rec.Run != h.session:
+		foreign = fmt.Sprintf("another sync onto it, from %s, was interrupted, and what that has overwritten is not in %s", rec.Source.Name, u.Path)
+	}
+	if foreign != "" {
+		if !u.AllowInconsistent {
+			return nil, false, &RefusedError{Volume: vol.name, Reason: foreign,
+				Next: "finish or undo that one first; or go on, and the mark stays (--allow-inconsistent)"}
+		}
+		keep = true
+	}
 	name := func(v undoVolume) journal.Volume {
 		return journal.Volume{Size: max(v.Size, sectorSize), Identity: v.Identity, Name: v.Name}
 	}
 	now := time.Now()
-	path := u.Path
-	if len(path) > 2048 {
-		path = ""
+	r := journal.Record{Touched: true, Run: h.session, Source: name(h.source), Target: name(h.target), Started: now, Updated: now}
+	if rec != nil && foreign != "" {
+		r = *rec
+		r.Done, r.Updated = 0, now // what was equal is not any more
 	}
-	j, err := journal.Begin(journal.Disk, u.Journal, journal.Record{
-		Touched: true, Run: h.session, Source: name(h.source), Target: name(h.target), Started: now, Updated: now, Undo: path,
-	})
-	if err != nil {
-		return nil, fmt.Errorf("mark %s inconsistent: %w", vol.name, err)
+	if j, err = journal.Begin(journal.Disk, u.Journal, r); err != nil {
+		return nil, false, fmt.Errorf("mark %s inconsistent: %w", vol.name, err)
 	}
-	return j, nil
+	return j, keep, nil
 }
 
 // lay calls put with what was saved, each place once. A nil content is zeroes.

@@ -17,7 +17,8 @@ import (
 //	off size field
 //	  0    8 magic     89 46 42 55 0d 0a 1a 0a (0x89 "FBU" CR LF SUB LF)
 //	  8    4 version   1
-//	 12    4 flags     bit 0: best effort, there may be gaps
+//	 12    4 flags     bit 0: best effort, there may be gaps; bit 1: the target was
+//	                   inconsistent already
 //	 16    8 size      of the target, bytes, a multiple of 512
 //	 24    4 block     bytes, power of two, 4096 to 1048576
 //	 28    4 lengths   of the names that follow, a byte each
@@ -68,7 +69,8 @@ const (
 	maxUndoReason   = 512     // bytes of a gap's reason
 	undoEndBytes    = 24
 
-	undoFlagBestEffort = 1
+	undoFlagBestEffort   = 1
+	undoFlagInconsistent = 2
 )
 
 type undoKind uint16
@@ -101,6 +103,7 @@ type undoHeader struct {
 	session, key   [16]byte
 	made           int64 // seconds since 1970
 	bestEffort     bool
+	inconsistent   bool // the target held what another interrupted sync had left
 }
 
 // encode makes the header block.
@@ -109,9 +112,14 @@ func (h *undoHeader) encode() []byte {
 	le := binary.LittleEndian
 	copy(b, undoMagic)
 	le.PutUint32(b[8:], undoVersion)
+	flags := uint32(0)
 	if h.bestEffort {
-		le.PutUint32(b[12:], undoFlagBestEffort)
+		flags |= undoFlagBestEffort
 	}
+	if h.inconsistent {
+		flags |= undoFlagInconsistent
+	}
+	le.PutUint32(b[12:], flags)
 	le.PutUint64(b[16:], uint64(h.target.Size))
 	le.PutUint32(b[24:], uint32(h.block))
 	copy(b[32:], h.session[:])
@@ -165,6 +173,7 @@ func parseUndoFields(b []byte) (*undoHeader, error) {
 	h := &undoHeader{
 		block: int64(le.Uint32(b[24:])), session: [16]byte(b[32:]), key: [16]byte(b[48:]),
 		made: int64(le.Uint64(b[64:])), bestEffort: flags&undoFlagBestEffort != 0,
+		inconsistent: flags&undoFlagInconsistent != 0,
 	}
 	names := b[undoNamesOffset:]
 	take := func(i int) string {
@@ -176,7 +185,7 @@ func parseUndoFields(b []byte) (*undoHeader, error) {
 	h.target = undoVolume{size, take(0), take(1)}
 	h.source = undoVolume{int64(le.Uint64(b[72:])), take(2), take(3)}
 	switch {
-	case flags&^undoFlagBestEffort != 0:
+	case flags&^(undoFlagBestEffort|undoFlagInconsistent) != 0:
 		return nil, undoCorrupt(12, "unknown flags %#x", flags)
 	case size <= 0 || size%sectorSize != 0 || size > cbt.MaxBlocks*cbt.MaxBlock:
 		return nil, undoCorrupt(16, "a target of %d bytes", size)

@@ -30,6 +30,8 @@ func (o *oneUndoFile) open(string) (undoStore, int64, error) {
 	return o.file, o.file.Size(), nil
 }
 
+func (o *oneUndoFile) remove(string) error { return nil }
+
 func (o *oneUndoFile) syncDir(string) error { return nil }
 
 // holdingUndo is a file with this content, as an earlier process has left it.

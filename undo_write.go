@@ -28,6 +28,9 @@ type undoFacts struct {
 	Target, Source undoVolume
 	Session        [16]byte // of the run that began to overwrite
 	BestEffort     bool     // go on without when no more can be saved
+	Inconsistent   bool     // what the target holds now is what another interrupted sync has left
+	Known          bool     // the target's journal names the file
+	Saved          int64    // and says that so many bytes of it are durable
 }
 
 // An undoStore is an open undo file.
@@ -43,6 +46,7 @@ type undoStore interface {
 type undoFiles interface {
 	create(path string) (undoStore, error) // fails if there is one
 	open(path string) (undoStore, int64, error)
+	remove(path string) error
 	syncDir(dir string) error
 }
 
@@ -94,7 +98,7 @@ func createUndo(files undoFiles, path string, f undoFacts) (*undoWriter, error) 
 
 // startUndo makes s, which is empty, an undo file.
 func startUndo(files undoFiles, s undoStore, path string, f undoFacts) (*undoWriter, error) {
-	h := &undoHeader{block: pieceSize, target: f.Target, source: f.Source, session: f.Session, made: time.Now().Unix(), bestEffort: f.BestEffort}
+	h := &undoHeader{block: pieceSize, target: f.Target, source: f.Source, session: f.Session, made: time.Now().Unix(), bestEffort: f.BestEffort, inconsistent: f.Inconsistent}
 	for (h.target.Size-1)/h.block >= cbt.MaxBlocks {
 		h.block *= 2
 	}
@@ -112,7 +116,8 @@ func startUndo(files undoFiles, s undoStore, path string, f undoFacts) (*undoWri
 		err = files.syncDir(filepath.Dir(path))
 	}
 	if err != nil {
-		return nil, errors.Join(undoFailure(path, undoMaking, err), s.Close())
+		// Nothing is saved in it: it would only be in the way.
+		return nil, errors.Join(undoFailure(path, undoMaking, err), s.Close(), files.remove(path))
 	}
 	w := &undoWriter{path: path, h: h, f: s, end: undoHeaderBytes, hands: make(chan struct{}, undoHands)}
 	w.durable.Store(w.end)
@@ -138,6 +143,14 @@ func emptyUndo(files undoFiles, path string, f undoFacts) (undoStore, error) {
 // durable when that ended is dropped: it was not overwritten either.
 func resumeUndo(files undoFiles, path string, f undoFacts) (*undoWriter, error) {
 	s, size, err := files.open(path)
+	if f.Known && (errors.Is(err, fs.ErrNotExist) || err == nil && size < max(f.Saved, undoHeaderBytes)) {
+		if err == nil {
+			err = s.Close()
+		}
+		return nil, &RefusedError{Volume: f.Target.Name, cause: err,
+			Reason: fmt.Sprintf("%s, where the interrupted sync saved what it has overwritten, is gone or cut short", path),
+			Next:   "bring it back; or sync without --resume: what was overwritten cannot be put back then"}
+	}
 	if err != nil {
 		return nil, undoFailure(path, undoOpening, err)
 	}
@@ -168,6 +181,8 @@ func adoptUndo(s undoStore, size int64, path string, f undoFacts) (*undoWriter, 
 	switch {
 	case x.h.session != f.Session:
 		err = errors.New("it is of another session")
+	case x.end < f.Saved:
+		err = fmt.Errorf("%d bytes of it were durable, and only %d are whole", f.Saved, x.end)
 	case x.h.target.Size != f.Target.Size || x.h.target.Identity != f.Target.Identity:
 		err = fmt.Errorf("it is of the target %s (%q, %d bytes)", x.h.target.Name, x.h.target.Identity, x.h.target.Size)
 	}
@@ -408,6 +423,9 @@ func (w *undoWriter) endRecord() (*undoRecord, []byte, int64) {
 	return &undoRecord{kind: undoEnd, raw: undoEndBytes, stored: undoEndBytes, body: xxhash.Sum64(body)}, body, 0
 }
 
+// size implements saver.
+func (w *undoWriter) size() int64 { return w.durable.Load() }
+
 // close implements saver.
 func (w *undoWriter) close() error {
 	w.mu.Lock()
@@ -445,6 +463,8 @@ func (undoDisk) open(path string) (undoStore, int64, error) {
 	}
 	return f, info.Size(), nil
 }
+
+func (undoDisk) remove(path string) error { return os.Remove(path) }
 
 func (undoDisk) syncDir(dir string) error {
 	d, err := os.Open(dir)

@@ -125,10 +125,12 @@ func (a *app) serve(ctx context.Context, f *serveFlags) error {
 	if err != nil {
 		return err
 	}
+	told := &logger{w: a.stderr, quiet: f.quiet}
 	s := &server{
-		grace: f.grace, door: newDoor(f.maxConnections, f.maxPerPeer), log: &logger{w: a.stderr, quiet: f.quiet},
+		grace: f.grace, door: newDoor(f.maxConnections, f.maxPerPeer), log: told,
 		core: failback.NewServer(failback.ServerOptions{Lookup: x.lookup, Peer: peerOf, Idle: f.idle, Options: failback.Options{
 			Window: int64(f.window), Limit: int64(f.limit), Timeout: f.link.timeout,
+			Events: failback.Events{Note: func(text string) { told.errorf("%s", text) }},
 		}}),
 	}
 	if f.stdio {

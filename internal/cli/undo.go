@@ -22,6 +22,7 @@ type undoFlags struct {
 	list, verify bool
 	export       string
 	allowGaps    bool
+	anyway       bool
 }
 
 // undoJSON is what an undo log is, and what was done with it.
@@ -42,6 +43,7 @@ type undoJSON struct {
 	Complete       bool      `json:"complete"`
 	TornBytes      int64     `json:"torn_bytes"`
 	Gaps           []string  `json:"gaps"`
+	Inconsistent   bool      `json:"inconsistent"`
 	Image          string    `json:"image,omitempty"`
 	Extents        []extent  `json:"extents,omitempty"`
 	Coarse         bool      `json:"extents_coarse,omitempty"`
@@ -72,6 +74,7 @@ Exit codes: 0 done, 2 usage, 3 failed, 4 refused (nothing was touched).`,
 	fl.BoolVar(&f.verify, "verify", false, "read all of FILE and check it")
 	fl.StringVar(&f.export, "export", "", "write TARGET as it was to a new `IMG`, and leave TARGET alone")
 	fl.BoolVar(&f.allowGaps, "allow-gaps", false, "go on with a FILE that does not hold all that was overwritten (sync --undo-best-effort)")
+	fl.BoolVar(&f.anyway, "allow-inconsistent", false, "go on though another sync onto TARGET was interrupted; its mark stays")
 	f.place.add(c)
 	a.addOutputFlags(c, &f.out)
 	return a.runs(c, func(ctx context.Context, args []string) error { return a.undo(ctx, &f, args) })
@@ -109,11 +112,11 @@ func (a *app) undo(ctx context.Context, f *undoFlags, args []string) (err error)
 		return err
 	}
 	defer func() { err = errors.Join(err, log.Close()) }()
-	log.AllowGaps = f.allowGaps
+	log.AllowGaps, log.AllowInconsistent = f.allowGaps, f.anyway
 	j := undoJSON{
 		Schema: schemaUndo, File: file, Target: log.Target, TargetIdentity: log.TargetIdentity, Source: log.Source, VolumeBytes: log.TargetSize,
 		Run: log.Session, Made: log.Made, Records: log.Records, SavedBytes: log.Saved, StoredBytes: log.Stored, Complete: log.Whole,
-		TornBytes: log.Torn, Gaps: append([]string{}, log.Gaps...),
+		TornBytes: log.Torn, Inconsistent: log.Inconsistent, Gaps: append([]string{}, log.Gaps...),
 	}
 	switch {
 	case f.list:
@@ -218,12 +221,17 @@ func (a *app) showUndo(j *undoJSON, o outputFlags) error {
 			state += fmt.Sprintf(" (%s at its end are not whole and stand for nothing that was)", humanBytes(j.TornBytes))
 		}
 	}
+	before := ""
+	if j.Inconsistent {
+		before = "what was there had been left by another sync that was interrupted: the target stays marked inconsistent"
+	}
 	return writeLines(a.stdout, []line{
 		{"undo log", j.File},
 		{"target", j.Target + " (" + j.TargetIdentity + ")"},
 		{"sync from", j.Source + ", " + j.Made.Local().Format(time.DateTime)},
 		{"result", words[j.Result]},
 		{"state", state},
+		{"before", before},
 		{"saved", fmt.Sprintf("%s in %s, %s", humanBytes(j.SavedBytes), humanBytes(j.StoredBytes), plural(j.Records, "record"))},
 	})
 }

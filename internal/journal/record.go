@@ -27,10 +27,11 @@ import (
 //	 48    8 size       bytes of the target
 //	 56    8 done       bytes; below it both sides are equal, durable at the target
 //	 64    8 written    bytes written to the target since the run began
-//	 72    8 started    unix time, nanoseconds
-//	 80    8 updated    unix time, nanoseconds
-//	 88   32 basis      hash of what the plan rests on
-//	120      source     identity, name: str8 each
+//	 72    8 saved      bytes of the undo log that are durable
+//	 80    8 started    unix time, nanoseconds
+//	 88    8 updated    unix time, nanoseconds
+//	 96   32 basis      hash of what the plan rests on
+//	128      source     identity, name: str8 each
 //	  +      target     identity, name: str8 each
 //	  +      stamp      str8, of the source when the run began
 //	  +      undo       str16, path of the undo log; empty if there is none
@@ -64,6 +65,8 @@ type Record struct {
 	Stamp string
 	// Undo is the path of the undo log that is kept with the run.
 	Undo string
+	// Saved is how many bytes of the undo log are durable: a shorter one is not all of it.
+	Saved int64
 }
 
 // A Volume is what a journal knows of one side.
@@ -116,7 +119,7 @@ func (r *Record) encode(seq uint64) ([]byte, error) {
 	b = append(b, state, flags, 0, 0, 0, 0)
 	b = binary.LittleEndian.AppendUint64(b, seq)
 	b = append(b, r.Run[:]...)
-	for _, n := range []int64{r.Source.Size, r.Target.Size, r.Done, r.Written, r.Started.UnixNano(), r.Updated.UnixNano()} {
+	for _, n := range []int64{r.Source.Size, r.Target.Size, r.Done, r.Written, r.Saved, r.Started.UnixNano(), r.Updated.UnixNano()} {
 		b = binary.LittleEndian.AppendUint64(b, uint64(n))
 	}
 	b = append(b, r.Basis[:]...)
@@ -150,10 +153,10 @@ func decode(b []byte) (*Record, uint64, error) {
 	seq := binary.LittleEndian.Uint64(b[16:])
 	copy(r.Run[:], b[24:])
 	n := func(off int) int64 { return int64(binary.LittleEndian.Uint64(b[off:])) }
-	r.Source.Size, r.Target.Size, r.Done, r.Written = n(40), n(48), n(56), n(64)
-	r.Started, r.Updated = time.Unix(0, n(72)), time.Unix(0, n(80))
-	copy(r.Basis[:], b[88:])
-	at := 120
+	r.Source.Size, r.Target.Size, r.Done, r.Written, r.Saved = n(40), n(48), n(56), n(64), n(72)
+	r.Started, r.Updated = time.Unix(0, n(80)), time.Unix(0, n(88))
+	copy(r.Basis[:], b[96:])
+	at := 128
 	for _, s := range []*string{&r.Source.Identity, &r.Source.Name, &r.Target.Identity, &r.Target.Name, &r.Stamp} {
 		end := at + 1 + int(b[at])
 		*s, at = string(b[at+1:end]), end
@@ -179,7 +182,7 @@ func (r *Record) check() error {
 			return fmt.Errorf("%w: a volume of %d bytes", ErrCorrupt, n)
 		}
 	}
-	if r.Done < 0 || r.Done > min(r.Source.Size, r.Target.Size) || r.Written < 0 {
+	if r.Done < 0 || r.Done > min(r.Source.Size, r.Target.Size) || r.Written < 0 || r.Saved < 0 {
 		return fmt.Errorf("%w: done up to %d of %d bytes, %d written", ErrCorrupt, r.Done, r.Source.Size, r.Written)
 	}
 	return nil
