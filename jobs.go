@@ -188,6 +188,7 @@ func (j *job) pull(ctx context.Context, a, b Side) (*Report, error) {
 	}
 	t.session, t.pulling = j.session, true
 	report, err := t.run(ctx)
+	_ = far.close() // also streams that the session never came to
 	return report, errors.Join(err, t.close())
 }
 

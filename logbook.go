@@ -216,7 +216,7 @@ func (b *logbook) explain(err error) error {
 func (b *logbook) gone() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.file == nil {
+	if b.file == nil || !b.rec.Complete {
 		return nil
 	}
 	return b.file.Remove()

@@ -227,6 +227,10 @@ func (r *responder) answer(ctx context.Context) error {
 func (r *responder) pieces(sc *scanner, m message.Want) error {
 	r.mu.Lock()
 	h := r.held[int64(m.Unit)]
+	var known []tag // a source that asks before it has the digests comes while they are made
+	if h != nil {
+		known = h.tags
+	}
 	r.mu.Unlock()
 	if h == nil {
 		return protocolf("unit %d released while its pieces were wanted", m.Unit)
@@ -244,8 +248,8 @@ func (r *responder) pieces(sc *scanner, m message.Want) error {
 			return
 		}
 		var tags []tag
-		if h.tags != nil {
-			tags = h.tags[from : from+n]
+		if known != nil {
+			tags = known[from : from+n]
 		} else {
 			b := buf.b[:x.Len()]
 			if err = sc.read(b, x.Off); err != nil {

@@ -58,7 +58,8 @@ type sourceFacts struct {
 	mineSize int64 // the source's own
 	mine     position
 	theirs   position
-	from     int64 // bytes below are equal, by the journal of an interrupted session
+	held     []cbt.Extent // where either side may hold data, also below from
+	from     int64        // bytes below are equal, by the journal of an interrupted session
 	basis    [32]byte
 	stamp    string
 	treeDiff *[]cbt.Extent // where kept trees of both sides differ; nil: not compared

@@ -245,7 +245,7 @@ func (s *source) check(ctx context.Context) error {
 		leaf = defaultLeaf
 	}
 	// What neither side had allocated, and nobody wrote since, reads as zeroes on both.
-	base := cbt.Union(allocatedOf(s.facts.mine, s.facts.theirs), s.facts.d.candidates)
+	base := cbt.Union(s.facts.held, s.facts.d.candidates)
 	l := newLayout(s.facts.size, leaf, cbt.Coarsen(base, maxCandidates))
 	c := newComparison(l, digestSize(s.o.Seal), s.slots(l))
 	c.release = func(low int64) error { return s.send(message.Release{Unit: uint64(low)}) }

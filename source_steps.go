@@ -108,6 +108,7 @@ func (s *source) fit() error {
 		}
 	}
 	s.facts.mineSize, mine.size = mine.size, s.facts.size
+	s.facts.held = allocatedOf(*mine, *theirs)
 	if s.mode == modeSync {
 		return s.takeUp()
 	}
@@ -357,7 +358,7 @@ func (s *source) conclude(sealed uint8) {
 // rootKept reports whether the source's kept tree is still the source's: then
 // its root stands for both sides, without reading anything for it.
 func (s *source) rootKept() bool {
-	return s.mode == modeSync && !s.o.DryRun && s.o.Seal == 0 && s.tree != nil && len(s.facts.mine.dirty) == 0
+	return s.mode == modeSync && !s.o.DryRun && s.o.Seal == 0 && s.tree != nil && (s.dirty == nil || len(s.dirty.Extents()) == 0)
 }
 
 // judge says what the session came to.

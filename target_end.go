@@ -27,8 +27,8 @@ func (t *target) seal(ctx context.Context, p []byte) error {
 		}
 		out.Root = root
 	}
-	if t.writes() && out.Root == m.Root {
-		if err := t.settled(); err != nil {
+	if t.writes() {
+		if err := t.settled(out.Root == m.Root); err != nil {
 			return err
 		}
 	}
@@ -41,9 +41,12 @@ func (t *target) seal(ctx context.Context, p []byte) error {
 //
 //  1. end the undo log: it holds all that was overwritten
 //  2. end the journal: the volume is consistent
-func (t *target) settled() error {
+func (t *target) settled(equal bool) error {
 	if !t.apply.Load().settled.Load() {
 		return protocolf("the end of a session whose data is not all acknowledged")
+	}
+	if !equal {
+		return nil // the source sees it too, and the mark stays
 	}
 	if t.undo != nil {
 		if err := t.undo.finish(); err != nil {

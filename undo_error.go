@@ -70,6 +70,8 @@ func (e *undoError) Next() string {
 		return "use the failback that made it"
 	case errors.Is(e.err, errUndoCorrupt):
 		return "take another copy of the file if there is one: from this one the old content cannot be put back as a whole"
+	case errors.Is(e.err, errUndoFull) && e.what == undoMaking:
+		return "make room beside the undo file and sync again; or go on without what cannot be saved: --undo-best-effort"
 	case errors.Is(e.err, errUndoFull):
 		return "make room beside the undo file, then go on with --resume; or go on without what cannot be saved: --undo-best-effort"
 	case e.what == undoSaving:

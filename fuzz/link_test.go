@@ -5,7 +5,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"os"
 	"slices"
+	"sync/atomic"
+	"time"
 
 	"github.com/cespare/xxhash/v2"
 
@@ -93,6 +96,36 @@ func (t *tap) Read(b []byte) (int, error) {
 	n := copy(b, t.rest)
 	t.rest = t.rest[n:]
 	return n, nil
+}
+
+// A timed connection has read deadlines, as those between machines do. A read
+// that comes too late closes it.
+type timed struct {
+	io.ReadWriteCloser
+	at   time.Time
+	late atomic.Bool
+}
+
+// SetReadDeadline is called by who reads.
+func (c *timed) SetReadDeadline(at time.Time) error {
+	c.at = at
+	return nil
+}
+
+func (c *timed) Read(b []byte) (int, error) {
+	if c.at.IsZero() {
+		return c.ReadWriteCloser.Read(b)
+	}
+	timer := time.AfterFunc(time.Until(c.at), func() {
+		c.late.Store(true)
+		_ = c.Close()
+	})
+	defer timer.Stop()
+	n, err := c.ReadWriteCloser.Read(b)
+	if err != nil && c.late.Load() {
+		err = os.ErrDeadlineExceeded
+	}
+	return n, err
 }
 
 // readFrame reads the bytes of a frame.

@@ -208,7 +208,7 @@ func (s *script) meet(t *testing.T, v *watched) (*failback.Report, error) {
 	b := failback.Side{Name: "theirs", Dial: func(context.Context) (io.ReadWriteCloser, error) {
 		near, far := transport.Pipe()
 		wg.Go(func() { s.play(far, is(verifyHangUp)) })
-		return near, nil
+		return &timed{ReadWriteCloser: near}, nil
 	}}
 	if is(verifyTree) {
 		a.Tree, a.TrustTree = p.sourceTree, true
@@ -349,7 +349,7 @@ func (s *script) beServed(t *testing.T, v *watched) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { s.play(near, is(serveHangUp)) })
 	began := time.Now()
-	err := srv.Handle(ctx, far)
+	err := srv.Handle(ctx, &timed{ReadWriteCloser: far})
 	inTime(t, time.Since(began), true)
 	wg.Wait()
 	if closed != 0 {

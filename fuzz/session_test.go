@@ -22,7 +22,7 @@ import (
 // sessionTime is how long a session may take, on the clock of its bubble, until
 // it is cancelled; partTime how long it may take to end after that.
 const (
-	sessionTime = 5 * time.Minute
+	sessionTime = 10 * time.Minute
 	partTime    = 30 * time.Second
 )
 
@@ -85,7 +85,7 @@ type link struct {
 // dial returns the near end of a connection that srv serves, with a tap on it.
 func (l *link) dial(ctx context.Context, srv *failback.Server, wg *sync.WaitGroup) (io.ReadWriteCloser, error) {
 	near, far := transport.Pipe()
-	wg.Go(func() { _ = srv.Handle(ctx, far) })
+	wg.Go(func() { _ = srv.Handle(ctx, &timed{ReadWriteCloser: far}) })
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	t := &tap{under: near}
@@ -101,7 +101,7 @@ func (l *link) dial(ctx context.Context, srv *failback.Server, wg *sync.WaitGrou
 		}
 	}
 	l.taps = append(l.taps, t)
-	return t, nil
+	return &timed{ReadWriteCloser: t}, nil
 }
 
 // lanes are the directions of all connections.

@@ -29,15 +29,21 @@ type told struct{ Result, Error, Volume, State, Next string }
 // fails runs the command and requires exit code 3 and all parts of a message.
 func fails(t *testing.T, p *process, words ...string) told {
 	t.Helper()
-	if code := p.wait(t); code != 3 {
-		t.Fatalf("exit code %d, want 3; stdout %s; it said:\n%s", code, p.stdout.String(), p.said.String())
+	return ends(t, p, 3, "failed", words...)
+}
+
+// ends requires this exit code, this result, and one of the words in the error.
+func ends(t *testing.T, p *process, code int, result string, words ...string) told {
+	t.Helper()
+	if got := p.wait(t); got != code {
+		t.Fatalf("exit code %d, want %d; stdout %s; it said:\n%s", got, code, p.stdout.String(), p.said.String())
 	}
 	var f told
 	if err := json.Unmarshal(p.stdout.Bytes(), &f); err != nil {
 		t.Fatalf("%v: %q", err, p.stdout.String())
 	}
-	if f.Result != "failed" {
-		t.Errorf("told %+v: want a failure", f)
+	if f.Result != result {
+		t.Errorf("told %+v: want result %q", f, result)
 	}
 	if !slices.ContainsFunc(words, func(w string) bool { return strings.Contains(f.Error, w) }) {
 		t.Errorf("told %q, want one of %q in it", f.Error, words)
@@ -422,7 +428,11 @@ func (c *undoCell) play(t *testing.T, room int64, best bool) {
 		c.goesOn(t)
 		return
 	}
-	f := fails(t, start(t, c.bin, c.args...), "the disk of the undo file is full")
+	code, result := 3, "failed"
+	if room == 0 { // nothing is begun
+		code, result = 4, "refused"
+	}
+	f := ends(t, start(t, c.bin, c.args...), code, result, "the disk of the undo file is full")
 	if !strings.Contains(f.Error, c.fs.dir) || f.Next == "" || c.server == nil && !strings.Contains(f.Next, "make room") {
 		t.Errorf("told %+v, which does not name the file, or what to do", f)
 	}

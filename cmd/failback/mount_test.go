@@ -154,7 +154,9 @@ func (fs *smallFS) sync(t *testing.T) {
 	}
 }
 
-// fill takes all the room that is left, and returns what gives it back.
+// fill takes all the room that is left, and returns what gives it back. The
+// file system keeps some room aside for what is not written out yet, so that it
+// is full only when it is so right after a sync.
 func (fs *smallFS) fill(t *testing.T) (makeRoom func()) {
 	t.Helper()
 	path := fs.path("filler")
@@ -163,16 +165,20 @@ func (fs *smallFS) fill(t *testing.T) (makeRoom func()) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	for n := 1 << 20; n >= 512; { // from large to small, so that nothing is left over
-		if _, err := f.Write(make([]byte, n)); err == nil {
-			continue
-		} else if !errors.Is(err, unix.ENOSPC) {
+	for more := true; more; {
+		more = false
+		for n := 1 << 20; n >= 512; { // from large to small, so that nothing is left over
+			if _, err := f.Write(make([]byte, n)); err == nil {
+				more = true
+				continue
+			} else if !errors.Is(err, unix.ENOSPC) {
+				t.Fatal(err)
+			}
+			n /= 2
+		}
+		if err := f.Sync(); err != nil {
 			t.Fatal(err)
 		}
-		n /= 2
-	}
-	if err := f.Sync(); err != nil {
-		t.Fatal(err)
 	}
 	return func() {
 		if err := os.Remove(path); err != nil {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -116,8 +117,8 @@ func TestSilentHandshake(t *testing.T) {
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			here, there := net.Pipe()
-			defer there.Close()
-			go say(there)
+			var saying sync.WaitGroup
+			saying.Go(func() { say(there) })
 			began := time.Now()
 			_, err := PeerName(tls.Server(here, cfg))
 			if !errors.Is(err, os.ErrDeadlineExceeded) || !strings.Contains(err.Error(), "handshake") {
@@ -126,7 +127,8 @@ func TestSilentHandshake(t *testing.T) {
 			if took := time.Since(began); took > DefaultTimeout {
 				t.Errorf("%s: %v", name, took)
 			}
-			_ = here.Close()
+			_, _ = here.Close(), there.Close()
+			saying.Wait() // here, since the bubble's clock stands still once this function is left
 		})
 	}
 }
