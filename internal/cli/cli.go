@@ -102,7 +102,7 @@ A volume is an image file or a block device, here or elsewhere:
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(a.syncCommand(), a.diffCommand(), a.verifyCommand(), a.digestCommand(), a.serveCommand(), a.resumeInfoCommand(), a.undoCommand(),
-		a.mapCommand(), a.pkiCommand(), a.demoCommand(), a.versionCommand())
+		a.mapCommand(), a.pkiCommand(), a.demoCommand(), a.versionCommand(), a.holdCommand())
 	return root
 }
 

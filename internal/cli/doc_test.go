@@ -21,6 +21,9 @@ func TestDocumented(t *testing.T) {
 	}
 	text := string(b)
 	for _, c := range leafCommands((&app{}).root()) {
+		if c.Hidden {
+			continue
+		}
 		if c.Example == "" {
 			t.Errorf("%s --help has no example", c.CommandPath())
 		}

@@ -14,6 +14,7 @@ import (
 	"github.com/failback/failback"
 	"github.com/failback/failback/cbt"
 	"github.com/failback/failback/internal/journal"
+	"github.com/failback/failback/internal/quiesce"
 	"github.com/failback/failback/merkle"
 	"github.com/failback/failback/transport/dial"
 	"github.com/failback/failback/transport/message"
@@ -74,6 +75,7 @@ func (f *failure) classify(ctx context.Context, err error) {
 		verify   *failback.VerifyError
 		peer     *failback.PeerError
 		ssh      *dial.SSHError
+		restless *quiesce.RefusedError
 	)
 	switch {
 	case errors.As(err, &usage), errors.As(err, &libUsage):
@@ -82,6 +84,8 @@ func (f *failure) classify(ctx context.Context, err error) {
 		f.Result, f.Reason, f.Next, f.exit = "usage", address.Reason, address.Next, exitUsage
 	case errors.As(err, &refused):
 		f.refuse(refused.Volume, refused.Reason, refused.Next)
+	case errors.As(err, &restless):
+		f.refuse(restless.Volume, restless.Reason, restless.Next)
 	case errors.As(err, &verify):
 		f.Volume, f.Reason, f.Next = verify.Volume, "the medium does not hold what was written", "check the device and its log, then run the same command again, with --repair to have it sent once more"
 	case ctx.Err() != nil:

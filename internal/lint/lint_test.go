@@ -33,6 +33,7 @@ var leaves = map[string][]string{
 	"transport/dial":    {},
 	"internal/journal":  {},
 	"internal/faulty":   {},
+	"internal/quiesce":  {},
 }
 
 // rootMay is what the root package may import of ours.
