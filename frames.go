@@ -204,7 +204,9 @@ func codeOf(err error) message.Code {
 		return message.CodeUsage
 	case errors.As(err, &verify):
 		return message.CodeVerification
-	case errors.Is(err, transport.ErrCorrupt), errors.Is(err, merkle.ErrCorrupt), errors.Is(err, cbt.ErrCorrupt):
+	case errors.Is(err, transport.ErrFlood):
+		return message.CodeProtocol
+	case garbled(err), errors.Is(err, merkle.ErrCorrupt), errors.Is(err, cbt.ErrCorrupt):
 		return message.CodeCorrupt
 	case errors.Is(err, ErrProtocol), errors.Is(err, transport.ErrCredit), errors.As(err, &malformed):
 		return message.CodeProtocol

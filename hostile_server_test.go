@@ -135,7 +135,7 @@ func TestHostileServedSource(t *testing.T) {
 	t.Run("writes where a comparison was asked for", func(t *testing.T) {
 		againstClient(t, clients["compare it"], nil, func(v *villain) {
 			v.say(message.Start{Session: v.open.Session, Mode: uint8(modeSync), Volume: hostileInfo()})
-		}, "open for reading only")
+		}, "asked for was a comparison")
 	})
 	t.Run("sends data in a comparison", func(t *testing.T) {
 		againstClient(t, clients["compare it"], nil, func(v *villain) {

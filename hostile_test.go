@@ -54,6 +54,9 @@ var greetingCrimes = []crime{
 	{name: "streams that never come", want: "stream 1 did not come", alive: true, do: func(v *villain) {
 		v.say(message.Start{Session: hostileSession, Mode: 1, Volume: hostileInfo(), Streams: 16})
 	}},
+	{name: "streams that never come, where silence is no end", want: "stream 1 did not come within 5m0s", alive: true, options: Options{Timeout: -1}, do: func(v *villain) {
+		v.say(message.Start{Session: hostileSession, Mode: 1, Volume: hostileInfo(), Streams: 16})
+	}},
 	{name: "a start with bytes behind it", want: "left over", do: func(v *villain) {
 		m := message.Start{Session: hostileSession, Mode: 1, Volume: hostileInfo()}
 		v.raw(kindStart, append(m.Append(nil), 0))
@@ -103,6 +106,8 @@ var listingCrimes = []crime{
 		Extents: []message.Extent{{Off: hostileSize - 4096, End: hostileSize + 4096}}})},
 	{name: "far past the end", want: "extent ends at", do: lists(message.Extents{Purpose: extentsCandidates, Last: true,
 		Extents: []message.Extent{{Off: 1 << 61, End: 1 << 62}}})},
+	{name: "other candidates than the plan told", want: "candidates of 65536 bytes, the plan had 0", do: lists(message.Extents{
+		Purpose: extentsCandidates, Last: true, Extents: wireExtents([]cbt.Extent{first})})},
 	{name: "back again in the next frame", want: "extents out of order", do: lists(
 		message.Extents{Purpose: extentsCandidates, Extents: wireExtents([]cbt.Extent{third})},
 		message.Extents{Purpose: extentsCandidates, Last: true, Extents: wireExtents([]cbt.Extent{first})})},
@@ -210,6 +215,16 @@ var dataCrimes = []crime{
 		v.greet(func(m *message.Start) { m.Mode = uint8(modeCompare) })
 		v.plan(first, third)
 		v.say(message.Zero{Spans: wireExtents([]cbt.Extent{first})})
+	}},
+	{name: "a pass in a comparison", want: "a pass in a session that only looks", do: func(v *villain) {
+		v.greet(func(m *message.Start) { m.Mode = uint8(modeCompare) })
+		v.plan(first, third)
+		v.say(message.Pass{Purpose: 1, Leaf: defaultLeaf})
+	}},
+	{name: "a pass in a dry run", want: "a pass in a session that only looks", do: func(v *villain) {
+		v.greet(func(m *message.Start) { m.DryRun = true })
+		v.plan(first, third)
+		v.say(message.Pass{Purpose: 2, Digest: 2, Leaf: defaultLeaf})
 	}},
 	{name: "data after the last barrier", want: "data after the final barrier", do: func(v *villain) {
 		v.moving(first, third)

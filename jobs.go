@@ -186,7 +186,7 @@ func (j *job) pull(ctx context.Context, a, b Side) (*Report, error) {
 	if err := j.assign(ctx, far, a, Side{}, volumeInfo(position{name: t.name, size: t.vol.v.Size()}, t.vol)); err != nil {
 		return nil, errors.Join(err, far.close(), t.close())
 	}
-	t.session, t.pulling = j.session, true
+	t.session, t.asked = j.session, j
 	report, err := t.run(ctx)
 	_ = far.close() // also streams that the session never came to
 	return report, errors.Join(err, t.close())

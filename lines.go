@@ -22,7 +22,8 @@ import (
 // closed in the end.
 //
 //	ours fails ──▶ Error to the peer ──▶ read on until the peer closes, or partingTime ──▶ close
-//	peer's fails ──▶ close
+//	what comes is not what was sent ──▶ the same, bytes in place of frames
+//	peer's fails, or a link breaks ──▶ close
 //	session over (Bye both ways) ──▶ close
 type lines struct {
 	control *transport.Conn
@@ -130,10 +131,8 @@ func (l *lines) read(ctx context.Context, c *transport.Conn, take func(*transpor
 	for {
 		f, err := c.Read()
 		switch {
-		case err != nil && (l.over.Load() || ctx.Err() != nil || c != l.control && l.parting.Load()):
-			return failed
 		case err != nil:
-			return errors.Join(failed, newLinkError(err))
+			return l.unread(ctx, c, failed, err)
 		case failed != nil:
 			f.Release()
 			continue
@@ -151,6 +150,22 @@ func (l *lines) read(ctx context.Context, c *transport.Conn, take func(*transpor
 			}
 		}
 	}
+}
+
+// unread is the end of reading c, for err. Once it has failed, or the session is
+// over, what the link says besides does not matter.
+func (l *lines) unread(ctx context.Context, c *transport.Conn, failed, err error) error {
+	switch {
+	case l.over.Load(), c != l.control && l.parting.Load():
+		return failed
+	case ctx.Err() == nil:
+		failed = errors.Join(failed, newLinkError(err))
+		l.cancel(failed) // before the wait below: it is what the peer is told
+	}
+	if garbled(err) {
+		c.Discard()
+	}
+	return failed
 }
 
 // A linkError is a connection that broke under a session.
@@ -177,11 +192,17 @@ type heardError struct{ err error }
 func (e *heardError) Error() string { return e.err.Error() }
 func (e *heardError) Unwrap() error { return e.err }
 
+// garbled reports whether err is that a peer's bytes make no frames. Only we know:
+// the link is there, and the peer believes that it was understood.
+func garbled(err error) bool {
+	return errors.Is(err, transport.ErrCorrupt) || errors.Is(err, transport.ErrTooLarge) || errors.Is(err, transport.ErrFlood)
+}
+
 // firsthand reports whether the peer does not know of err yet, and can be told.
 func firsthand(err error) bool {
 	var heard *heardError
 	var link *linkError
-	return err != nil && !errors.As(err, &heard) && !errors.As(err, &link)
+	return err != nil && !errors.As(err, &heard) && (!errors.As(err, &link) || garbled(err))
 }
 
 // sendError tells the peer why we stop. It may not get there; our own caller has the error.

@@ -23,26 +23,31 @@ const (
 // interrupted one left, and what this one leaves. Without a path it keeps none.
 //
 //	look ─▶ accept ─▶ touch ─▶ reach … ─▶ complete ─▶ gone
-//	                    └──────── suspect ◀── read back wrong
+//	                                └────────┴─▶ leave: it ends before that
 type logbook struct {
 	path  string // "": none is kept
 	files journal.Files
 	name  string          // of the volume, for messages
 	found *journal.Record // what this session may go on with; nil: nothing
 
-	there  bool // some journal lies at path
-	doubt  bool // and says that the medium may hold something else than was written
-	marked bool // or that a sync onto the target was interrupted
+	there     bool // some journal lies at path
+	marked    bool // and says that a sync onto the target was interrupted
+	spent     bool // the target was written since its tree was made, as far as anybody knows
+	doubt     bool // nothing vouches for what it holds
+	unwatched bool // with found: nothing says whether the target was written since
 
 	mu      sync.Mutex
 	file    *journal.File // nil until something is recorded
+	removed bool          // the session is over for both sides
+	failed  bool          // what is on the medium is not known
 	rec     journal.Record
 	touched atomic.Bool // the record on the medium says that the target was written
 }
 
 // look reads what an interrupted session left at the target. Whether it is used
 // is for the source to decide; here it is only made sure that it is theirs.
-func (b *logbook) look(start *message.Start, mine message.VolumeInfo) error {
+func (b *logbook) look(start *message.Start, mine message.VolumeInfo, vol *meter) error {
+	b.spent = start.Resume != resumeNot // by the session that this one goes on with
 	if b.path == "" {
 		if start.Resume == resumeMust {
 			return &RefusedError{Volume: b.name, Reason: "no journal is kept for it, so there is nothing to go on with",
@@ -64,15 +69,15 @@ func (b *logbook) look(start *message.Start, mine message.VolumeInfo) error {
 		return err
 	}
 	b.there = err == nil || errors.Is(err, journal.ErrCorrupt)
-	b.marked = errors.Is(err, journal.ErrCorrupt) || rec != nil && rec.Touched && !rec.Complete
-	// Also for a session that begins anew: what a cache shows may not lie on the medium.
-	b.doubt = errors.Is(err, journal.ErrCorrupt) || rec != nil && rec.Suspect
-	if start.Resume == resumeNot {
-		return nil
+	changed, err := b.weigh(rec, start, vol)
+	if err != nil || start.Resume == resumeNot {
+		return err
 	}
 	why := "there is no journal of an interrupted sync at " + b.path
 	if rec != nil {
-		why = strange(rec, start, mine)
+		if why = strange(rec, start, mine); why == "" {
+			why = changed
+		}
 	}
 	switch {
 	case why == "":
@@ -81,6 +86,39 @@ func (b *logbook) look(start *message.Start, mine message.VolumeInfo) error {
 		return &RefusedError{Volume: b.name, Reason: why, Next: "sync without --resume: both sides will be compared"}
 	}
 	return nil
+}
+
+// weigh settles what the journal, nil if it is damaged or there is none, leaves of
+// what the target is believed to hold (L1). It says why the target may have been
+// written since, so that nothing recorded holds, or "".
+func (b *logbook) weigh(rec *journal.Record, start *message.Start, vol *meter) (string, error) {
+	if rec == nil {
+		b.marked, b.doubt = b.there, b.there
+		return "", nil
+	}
+	b.spent, b.marked = rec.Touched, rec.Touched && !rec.Complete
+	// A map that vouches for this pair knows nothing of what came from elsewhere.
+	elsewhere := rec.Run != start.Session && (rec.Source.Identity == "" || rec.Source.Identity != start.Volume.Identity)
+	b.doubt = rec.Suspect || rec.Touched && elsewhere
+	if rec.Left == "" {
+		if rec.Complete {
+			rec.Done = 0 // it may be of long ago: a power cut has brought it back
+		}
+		b.unwatched = rec.Done > 0
+		return "", nil
+	}
+	now, err := vol.stamp()
+	if err != nil || now == rec.Left {
+		return "", err
+	}
+	b.doubt = true
+	if rec.Done == 0 {
+		return "", nil // there is nothing to hold
+	}
+	if now == "" {
+		now = "nothing that tells"
+	}
+	return fmt.Sprintf("it may have been written since the interrupted sync ended (%s, now %s)", rec.Left, now), nil
 }
 
 // strange says why a journal is not that of these two volumes, or "".
@@ -104,8 +142,10 @@ func strange(rec *journal.Record, start *message.Start, mine message.VolumeInfo)
 
 // offer tells the source what there is to go on with.
 func (b *logbook) offer(m *message.Info) {
+	m.Spent, m.Doubt = b.spent, b.doubt
 	if b.found != nil {
 		m.Journal, m.Done, m.Basis, m.Stamp = true, b.found.Done, b.found.Basis, b.found.Stamp
+		m.Unwatched = b.unwatched
 	}
 }
 
@@ -119,6 +159,7 @@ func (b *logbook) accept(start *message.Start, plan *message.Plan, mine message.
 		Source: journal.Volume{Size: start.Volume.Size, Identity: start.Volume.Identity, Name: start.Volume.Name},
 		Target: journal.Volume{Size: mine.Size, Identity: mine.Identity, Name: mine.Name},
 	}
+	// A doubt stays until a session in doubt has come to its end.
 	b.rec.Suspect, b.rec.Touched = b.doubt, b.marked
 	if f := b.found; f != nil {
 		b.rec.Run, b.rec.Started, b.rec.Written = f.Run, f.Started, f.Written
@@ -155,19 +196,8 @@ func (b *logbook) reach(done, written, saved int64) error {
 	})
 }
 
-// suspect records that the medium may not hold what was written. After a
-// comparison of the whole nothing that was recorded is believed any more.
-func (b *logbook) suspect(whole bool) error {
-	return b.note(func(r *journal.Record) bool {
-		r.Suspect = true
-		if whole {
-			r.Done = 0
-		}
-		return true
-	})
-}
-
-// complete records that the session has come to its end: both sides are equal.
+// complete records that the session has come to its end: both sides are equal. A
+// doubt ends with it: the plan of a session in doubt covers everything (covered).
 // The journal stays until the source has heard that (gone).
 func (b *logbook) complete(size int64) error {
 	return b.note(func(r *journal.Record) bool {
@@ -177,6 +207,46 @@ func (b *logbook) complete(size int64) error {
 	})
 }
 
+// leave records, when a session has ended before its time, with err, and nobody of
+// it writes any more, what the next one must know: whether the medium is in doubt,
+// and the target's stamp, by which it sees that somebody else has written since.
+//
+//  1. sync the volume: what a cache passes on later would look like a write
+//  2. ask for the stamp
+//  3. record both; what was recorded before of a medium in doubt counts no more
+//
+// A crash before 3 leaves no stamp, and whoever comes next says that nothing tells.
+func (b *logbook) leave(vol *meter, err error) error {
+	var lost *syncError
+	var failed error
+	wrong, left := isWrong(err) || errors.As(err, &lost), ""
+	begun, broken := b.state()
+	if broken {
+		return nil // and err says why
+	}
+	if begun && lost == nil {
+		if failed = vol.sync(); failed == nil {
+			left, failed = vol.stamp()
+		}
+		wrong = wrong || errors.As(failed, &lost)
+	}
+	return errors.Join(failed, b.note(func(r *journal.Record) bool {
+		r.Left = left
+		if wrong {
+			r.Suspect, r.Done = true, 0
+		}
+		return wrong || left != ""
+	}))
+}
+
+// state reports whether the journal on the medium is this session's, and whether
+// it could not be written.
+func (b *logbook) state() (begun, broken bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.file != nil, b.failed
+}
+
 // note changes the record and, if change says so, makes it durable.
 func (b *logbook) note(change func(*journal.Record) bool) error {
 	if b.path == "" {
@@ -184,7 +254,7 @@ func (b *logbook) note(change func(*journal.Record) bool) error {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !change(&b.rec) {
+	if b.removed || !change(&b.rec) {
 		return nil
 	}
 	b.rec.Updated = time.Now()
@@ -195,6 +265,7 @@ func (b *logbook) note(change func(*journal.Record) bool) error {
 		err = b.file.Commit(b.rec)
 	}
 	if err != nil {
+		b.failed = true
 		return b.explain(err)
 	}
 	b.touched.Store(b.rec.Touched)
@@ -219,7 +290,9 @@ func (b *logbook) gone() error {
 	if b.file == nil || !b.rec.Complete {
 		return nil
 	}
-	return b.file.Remove()
+	f := b.file
+	b.file, b.removed = nil, true
+	return f.Remove()
 }
 
 // close leaves the journal as it is, for whoever goes on.
@@ -248,8 +321,13 @@ func refuseInconsistent(s Side) error {
 			Next:   "make it equal to something first, or use it as it is (--allow-inconsistent)"}
 	case err != nil:
 		return err
-	case rec.Complete || !rec.Touched:
+	case rec.Complete || !rec.Touched && !rec.Suspect:
 		return nil
+	case !rec.Touched:
+		return &RefusedError{Volume: s.label(),
+			Reason: fmt.Sprintf("a sync from %s onto it found at %s that its medium does not hold what it should (%s)",
+				rec.Source.Name, rec.Updated.Format(time.DateTime), s.Journal),
+			Next: "sync onto it again, or use it as it is (--allow-inconsistent)"}
 	}
 	return &RefusedError{Volume: s.label(),
 		Reason: fmt.Sprintf("a sync from %s onto it was interrupted at %s, so it holds neither its old content nor that one's (%s)",

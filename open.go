@@ -5,6 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/failback/failback/cbt"
 	"github.com/failback/failback/transport"
@@ -27,15 +31,40 @@ type reached struct {
 
 func (r *reached) close() error { return closeAll(r.conns) }
 
+// openedTimeout is how long a server that is alive may take to answer an Open:
+// it may have to wait for a session that we have lost to come to its end.
+const openedTimeout = taskTimeout + openTimeout
+
+// dialsAtOnce is how many further streams are dialed at a time: an sshd turns
+// away whom it has no place for, by default from the eleventh login under way.
+const dialsAtOnce = 4
+
 // dialAll opens every stream of a session at a peer and asks it to play role.
+// The first says meanwhile that we are here: the others may have to log in.
 func (j *job) dialAll(ctx context.Context, s Side, role uint8) (*reached, error) {
 	r := &reached{}
-	for i := range j.o.Streams {
-		c, err := j.dial(ctx, s, role, uint8(i), &r.info)
-		if err != nil {
-			return nil, errors.Join(err, r.close())
+	first, err := j.dial(ctx, s, role, 0, &r.info)
+	if err != nil {
+		return nil, err
+	}
+	r.conns = make([]*transport.Conn, j.o.Streams)
+	r.conns[0] = first
+	err = first.During(ctx, func(context.Context) error {
+		var g errgroup.Group
+		g.SetLimit(dialsAtOnce)
+		var failed atomic.Bool // whoever has not begun by then does not
+		for i := 1; i < len(r.conns) && !failed.Load(); i++ {
+			g.Go(func() (err error) {
+				if r.conns[i], err = j.dial(ctx, s, role, uint8(i), nil); err != nil {
+					failed.Store(true)
+				}
+				return err
+			})
 		}
-		r.conns = append(r.conns, c)
+		return g.Wait()
+	})
+	if err != nil {
+		return nil, errors.Join(err, r.close())
 	}
 	return r, nil
 }
@@ -56,26 +85,36 @@ func (j *job) dial(ctx context.Context, s Side, role, stream uint8, info *messag
 	if stream > 0 {
 		m.Role, m.Stream = roleJoin, stream
 	}
-	opened, err := j.open(c, m)
-	if err == nil && stream == 0 {
-		*info = opened.Volume
-		info.Name = s.label()
-	}
+	opened, err := j.open(ctx, c, m)
 	switch {
 	case ctx.Err() != nil: // what the connection says of that is only that it is closed
 		return nil, errors.Join(context.Cause(ctx), c.Close())
 	case err != nil:
 		return nil, errors.Join(fmt.Errorf("open %s: %w", s.label(), err), c.Close())
 	}
+	if stream == 0 {
+		*info = opened.Volume
+		info.Name = s.label()
+		// Further streams carry data only, and none for as long as all is equal.
+		c.LimitIdle(max(0, j.o.Idle))
+	}
 	return c, nil
 }
 
-// open says who we are and waits for the peer's word.
-func (j *job) open(c *transport.Conn, m message.Open) (o message.Opened, err error) {
-	if err := c.Send(kindOpen, m.Append(nil)); err != nil {
-		return o, err
+// open says who we are and waits for the peer's word: while the peer is alive,
+// and not for ever.
+func (j *job) open(ctx context.Context, c *transport.Conn, m message.Open) (o message.Opened, err error) {
+	late := time.AfterFunc(openedTimeout, func() { _ = c.Close() })
+	err = c.During(ctx, func(context.Context) error {
+		if err := c.Send(kindOpen, m.Append(nil)); err != nil {
+			return linked(err)
+		}
+		return expectOn(c, kindOpened, &o)
+	})
+	if !late.Stop() && err != nil {
+		err = newLinkError(fmt.Errorf("%w: it is alive and has not answered for %v", transport.ErrIdle, openedTimeout))
 	}
-	if err := expectOn(c, kindOpened, &o); err != nil {
+	if err != nil {
 		return o, err
 	}
 	if o.Version != message.Version {
@@ -108,22 +147,28 @@ func (j *job) assign(ctx context.Context, far *reached, a, b Side, target messag
 		AllowLarger: j.o.AllowLarger, DryRun: j.o.DryRun, Dirty: a.Dirty != nil || b.Dirty != nil,
 		Resume: j.resume, Medium: j.medium, Undo: j.o.undo(), Checkpoint: uint32(min(j.o.Checkpoint.Milliseconds(), math.MaxUint32)),
 	}
-	err := c.Send(kindTask, t.Append(nil))
-	if err == nil && t.Dirty {
-		// A map of a larger target reaches past the source, where nothing is compared.
-		dirty = cbt.Intersect(dirty, wholeOf(far.info.Size))
-		err = sendExtents(c, extentsDirty, cbt.Coarsen(dirty, maxListed))
-	}
+	err := c.During(ctx, func(context.Context) error { // it may not read
+		err := c.Send(kindTask, t.Append(nil))
+		if err == nil && t.Dirty {
+			// A map of a larger target reaches past the source, where nothing is compared.
+			dirty = cbt.Intersect(dirty, wholeOf(far.info.Size))
+			err = sendExtents(c, extentsDirty, cbt.Coarsen(dirty, maxListed))
+		}
+		return linked(err)
+	})
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
 	return err
 }
 
+// closeAll closes what is there of conns: a stream that was not reached is nil.
 func closeAll(conns []*transport.Conn) error {
 	var errs []error
 	for _, c := range conns {
-		errs = append(errs, c.Close())
+		if c != nil {
+			errs = append(errs, c.Close())
+		}
 	}
 	return errors.Join(errs...)
 }

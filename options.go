@@ -18,7 +18,8 @@ import (
 type Side struct {
 	// Volume is the side's volume, when it is in this process.
 	Volume Volume
-	// Dial reaches a peer that runs [Serve]. It is called once for each stream.
+	// Dial reaches a peer that runs a [Server]. It is called once for each stream,
+	// after the first one for several at once.
 	Dial func(context.Context) (io.ReadWriteCloser, error)
 	// Name is the volume's name at the peer; for a volume at hand, its name in messages.
 	Name string
@@ -92,10 +93,11 @@ type Options struct {
 	Workers     int              // goroutines that read and hash on each side; default 2 per processor, at least 4
 	KeepAlive   time.Duration    // default 5s
 	Timeout     time.Duration    // silence after which a peer is given up; default 30s
+	Idle        time.Duration    // nothing but keep-alive after which a session with a peer is given up; default 15m; negative: never
 	AllowLarger bool             // a target larger than the source is fine; its end is not touched
 	DryRun      bool             // compare and report, write nothing
 	// Resume goes on with a Sync, or a Digest of a volume at hand, that was
-	// interrupted. The source must not have been written since: a Sync that can
+	// interrupted. Neither side must have been written since: a Sync that can
 	// tell (see [Stamper]) refuses, a Digest cannot tell.
 	Resume bool
 	// Checkpoint is how often, at least, what a Sync has done is made durable and
@@ -104,8 +106,8 @@ type Options struct {
 	// RetryFor is how long a Sync goes on trying to reach a peer it has lost, from
 	// the moment it was lost; 0: not at all. It goes on where it was.
 	RetryFor time.Duration
-	// Repair has a Sync whose target's medium does not hold what was written try
-	// once more, comparing with the medium.
+	// Repair has a Sync whose target's medium does not hold what it should try once
+	// more, comparing the whole of both sides, whatever maps and trees there are.
 	Repair bool
 	// Undo asks a target at a peer to save what is overwritten, where its server keeps such logs.
 	Undo bool
@@ -221,6 +223,9 @@ func (o Options) filled() (Options, error) {
 	}
 	if o.Timeout == 0 {
 		o.Timeout = 30 * time.Second
+	}
+	if o.Idle == 0 {
+		o.Idle = 15 * time.Minute
 	}
 	if o.KeepAlive == 0 && o.Timeout > 0 {
 		o.KeepAlive = min(5*time.Second, o.Timeout/3)

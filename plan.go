@@ -74,6 +74,9 @@ type request struct {
 	leaf     int64         // 0: as the trees have it, or the default
 	treeDiff *[]cbt.Extent // what the trees of both sides tell; nil: not compared
 	resumed  bool          // an interrupted session has written a part of it
+	spent    bool          // the target was written since its tree was made
+	doubt    string        // why nothing vouches for what the target holds; "": something may
+	repair   bool          // with doubt: a session that has found that goes on, whatever its rung
 }
 
 // mode is what a session is for. The numbers are on the wire.
@@ -94,6 +97,9 @@ func treesComparable(a, b position) bool {
 // only. The highest rung that can be vouched for wins; a forced rung that
 // cannot be vouched for is refused, not replaced (L3).
 func plan(source, target position, r request) (decision, error) {
+	if r.doubt != "" && r.rung != RungFull {
+		return planDoubt(source, target, r)
+	}
 	switch r.rung {
 	case RungAuto:
 		return planAuto(source, target, r)
@@ -127,6 +133,23 @@ func plan(source, target position, r request) (decision, error) {
 	return decision{}, usagef("rung %v cannot be forced", r.rung)
 }
 
+// planDoubt is the plan where nothing vouches for what the target holds: no map,
+// no tree, no word of a caller's (L1). A forced rung that rests on one is refused;
+// but a session that met the doubt itself and is to repair goes on with all it takes.
+func planDoubt(source, target position, r request) (decision, error) {
+	switch {
+	case r.rung == RungAuto, r.rung == RungMerkle:
+	case r.rung != RungExact && r.rung != RungAllocated:
+		return decision{}, usagef("rung %v cannot be forced", r.rung)
+	case !r.repair:
+		return decision{}, &RefusedError{Volume: target.name, Reason: fmt.Sprintf("%s, so nothing vouches for rung %v", r.doubt, r.rung),
+			Next: "leave the rung out: both sides will be compared"}
+	}
+	d := planScan(source, target, r)
+	d.Reason = r.doubt + ": both sides are read whole and compared by hash"
+	return d, nil
+}
+
 // planForced is the rung exact, asked for. A map that is kept beside a tree tells
 // what was written since that tree was made; it is exact only if the trees are equal.
 func planForced(source, target position, r request) (decision, error) {
@@ -154,7 +177,14 @@ func planAuto(source, target position, r request) (decision, error) {
 		return planTrees(source, target, *r.treeDiff), nil
 	case (source.mapped || target.mapped) && !source.sinceTree() && !target.sinceTree():
 		return planExact(source, target), nil
+	case r.spent && source.tree == nil && target.tree != nil:
+		d := planScan(source, target, r)
+		d.Reason = "an interrupted sync has written the target since its tree was made: both sides are read once and compared by hash"
+		return d, nil
 	case source.tree != nil || target.tree != nil:
+		if r.spent {
+			target.tree = nil // it is not what the target holds
+		}
 		return planOneTree(source, target, r)
 	case r.mode == modeSync && target.sparse && len(target.allocated) == 0:
 		return planAllocated(source, target), nil

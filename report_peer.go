@@ -3,6 +3,7 @@ package failback
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"reflect"
 	"strings"
@@ -29,15 +30,15 @@ const (
 	maxPeerText   = 4096 // bytes of a text in it
 )
 
-// decodePeerReport reads the report of a peer. Its figures are the peer's word;
-// its texts can be printed, and its extents are in order.
+// decodePeerReport reads the report of a peer. Its figures are the peer's word,
+// but not below zero; its texts can be printed, and its extents are in order.
 func decodePeerReport(b []byte) (*Report, error) {
 	var p peerReport
 	if err := json.Unmarshal(b, &p); err != nil {
 		return nil, protocolf("report: %v", err)
 	}
 	p.Report.Extents, p.Report.Codec = p.Extents, p.Codec
-	if err := printable(&p.Report); err != nil {
+	if err := errors.Join(printable(&p.Report), notNegative(&p.Report)); err != nil {
 		return nil, protocolf("report: %v", err)
 	}
 	return &p.Report, nil
@@ -109,6 +110,35 @@ func printable(r *Report) error {
 		}
 		if err := printableText(f.String()); err != nil {
 			return fmt.Errorf("%s: %w", strings.ToLower(v.Type().Field(i).Name), err)
+		}
+	}
+	return nil
+}
+
+// notNegative refuses a report with a figure below zero.
+func notNegative(r *Report) error { return countsUp(reflect.ValueOf(r).Elem(), "") }
+
+func countsUp(v reflect.Value, name string) error {
+	switch v.Kind() {
+	case reflect.Struct:
+		for i := range v.NumField() {
+			if err := countsUp(v.Field(i), name+" "+strings.ToLower(v.Type().Field(i).Name)); err != nil {
+				return err
+			}
+		}
+	case reflect.Map:
+		for it := v.MapRange(); it.Next(); {
+			if err := countsUp(it.Value(), name+" "+it.Key().String()); err != nil {
+				return err
+			}
+		}
+	case reflect.Int, reflect.Int64:
+		if v.Int() < 0 {
+			return fmt.Errorf("%s: %d", name[1:], v.Int())
+		}
+	case reflect.Float64:
+		if v.Float() < 0 {
+			return fmt.Errorf("%s: %g", name[1:], v.Float())
 		}
 	}
 	return nil

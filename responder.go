@@ -37,6 +37,7 @@ type responder struct {
 	moved   *sync.Cond // low or stopped has changed
 	low     int64      // every unit below is released
 	walked  int64      // units handed to scanners
+	made    int64      // units whose digests are made, and in the tree of a sealer
 	held    map[int64]*held
 	stopped bool
 }
@@ -99,6 +100,9 @@ func (r *responder) scan(ctx context.Context) error {
 				return err
 			}
 		}
+		r.mu.Lock()
+		r.made++
+		r.mu.Unlock()
 		m := message.Digests{Unit: uint64(h.unit.index), Size: uint8(digestSize(r.digest)), Sums: got.digests}
 		payload = m.Append(payload[:0])
 		if err := r.conn.Send(kindDigests, payload); err != nil {
@@ -141,6 +145,18 @@ func (r *responder) hold() *held {
 func (r *responder) reach(end int64) {
 	for r.from == fromPeer && r.walked < min(end, r.low+lookahead) && r.hold() != nil {
 	}
+}
+
+// complete reports whether the digests of every unit are made: nothing comes
+// after. It may be asked of a responder that scans.
+func (r *responder) complete() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.made < r.walked {
+		return false
+	}
+	_, more := r.walker.take()
+	return !more
 }
 
 func (r *responder) digests(ctx context.Context, sc *scanner, h *held, buf []byte) (scanned, error) {

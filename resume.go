@@ -18,18 +18,16 @@ func (s *source) takeUp() error {
 	if s.resume == resumeNot {
 		return nil
 	}
-	if s.medium && (s.o.Verify == VerifyFull || s.o.Seal != 0) {
-		// What a check of the whole found wrong may lie anywhere.
-		return nil
-	}
 	why := ""
 	switch {
 	case !info.Journal:
 		why = "it has no journal of an interrupted sync"
+	case info.Done == 0 && info.Basis != [32]byte{}: // without a basis it is an undo's mark
+		return nil // there is nothing to hold against: only its undo log is gone on with
 	case info.Basis != s.facts.basis:
 		why = "the interrupted sync rested on other maps or trees, or another rung was asked for"
-	case info.Stamp != "" && s.facts.stamp != "" && info.Stamp != s.facts.stamp:
-		why = fmt.Sprintf("the source %s was written since the interrupted sync began (%s, now %s)", s.name, info.Stamp, s.facts.stamp)
+	case info.Stamp != s.facts.stamp:
+		why = s.written(info.Stamp)
 	case info.Done > s.facts.size || info.Done%sectorSize != 0:
 		return protocolf("a journal that says %d of %d bytes are done", info.Done, s.facts.size)
 	}
@@ -43,7 +41,37 @@ func (s *source) takeUp() error {
 	s.facts.from = info.Done
 	s.facts.mine.above(info.Done)
 	s.facts.theirs.above(info.Done)
+	if s.unwatched() && s.o.Events.Note != nil {
+		s.o.Events.Note(noteUnwatched(s.facts.theirs.name))
+	}
 	return nil
+}
+
+// written says why the source may have been since a sync that began at the stamp then.
+func (s *source) written(then string) string {
+	switch now := s.facts.stamp; {
+	case then == "":
+		return fmt.Sprintf("nothing told, when the interrupted sync began, whether the source %s is written, so it may have been since", s.name)
+	case now == "":
+		return fmt.Sprintf("nothing tells any more whether the source %s was written since the interrupted sync began", s.name)
+	default:
+		return fmt.Sprintf("the source %s was written since the interrupted sync began (%s, now %s)", s.name, then, now)
+	}
+}
+
+// unwatched reports whether the session goes on with one that was killed: it is
+// its user's word that nobody else has written the target since.
+func (s *source) unwatched() bool { return s.facts.from > 0 && s.facts.info.Unwatched }
+
+// tellUnwatched is for a target whose source, at a peer, cannot tell our user.
+func (t *target) tellUnwatched() {
+	if t.asked != nil && t.plan.Resume > 0 && t.log.unwatched && t.o.Events.Note != nil {
+		t.o.Events.Note(noteUnwatched(t.name))
+	}
+}
+
+func noteUnwatched(target string) string {
+	return target + ": nothing says whether somebody has written it since the interrupted sync, which did not come to record that; --verify full finds out"
 }
 
 // above leaves of a position what is said of the volume from off on.
@@ -67,6 +95,11 @@ func rest(off, size int64) []cbt.Extent {
 func (s *source) basis() [32]byte {
 	h := sha256.New()
 	number(h, uint64(s.mode), uint64(s.o.Rung), uint64(s.facts.size))
+	if s.doubt() != "" {
+		// Whatever maps and trees say, everything is compared.
+		number(h, uint64(s.facts.mine.size), uint64(s.facts.theirs.size))
+		return [32]byte(h.Sum(nil))
+	}
 	for _, p := range []*position{&s.facts.mine, &s.facts.theirs} {
 		number(h, uint64(p.size), boolBit(p.mapped), uint64(p.epoch), uint64(len(p.dirty)))
 		for _, x := range p.dirty {
@@ -95,13 +128,17 @@ func boolBit(b bool) uint64 {
 	return 0
 }
 
-// from leaves of a decision what lies from off on, and says so.
-func (d decision) from(off int64) decision {
+// from leaves of a decision what lies from off on, and says so. With unwatched
+// nothing says whether the target was written since.
+func (d decision) from(off int64, unwatched bool) decision {
 	if off == 0 {
 		return d
 	}
 	l := newLayout(d.Volume, d.leaf, cbt.Intersect(d.candidates, rest(off, d.Volume)))
 	d.candidates, d.Candidates = l.candidates, cbt.Total(l.candidates)
 	d.Reason += fmt.Sprintf("; resumed: an interrupted sync had come to %d of %d bytes", off, d.Volume)
+	if unwatched {
+		d.Reason += "; nothing says whether the target was written since"
+	}
 	return d
 }

@@ -153,6 +153,10 @@ func TestRetryable(t *testing.T) {
 		{&VerifyError{}, false},
 		{&heardError{&PeerError{Code: message.CodeVolume}}, false},
 		{newLinkError(fmt.Errorf("frame 4: %w", transport.ErrCorrupt)), false},
+		{newLinkError(fmt.Errorf("frame 4: %w", transport.ErrTooLarge)), false},
+		{newLinkError(fmt.Errorf("frame 4: %w", transport.ErrFlood)), false},
+		{newLinkError(fmt.Errorf("frame 4: %w", transport.ErrTimeout)), true},
+		{newLinkError(fmt.Errorf("frame 4: %w", transport.ErrIdle)), false},
 		{protocolf("no"), false},
 		{newLinkError(&message.ErrMalformed{}), false},
 		{&reachError{"b", x509.UnknownAuthorityError{}}, false},
@@ -207,6 +211,43 @@ func TestRetryNeedsProgress(t *testing.T) {
 		wait()
 		if took := time.Since(began); err == nil || took < time.Minute || took > 2*time.Minute {
 			t.Errorf("%v after %v", err, took)
+		}
+	})
+}
+
+// TestRetryNeedsWork: a peer that stays for longer than that each time, and does
+// nothing, is given up as well.
+func TestRetryNeedsWork(t *testing.T) {
+	within(t, func(t *testing.T) {
+		var gone []func()
+		dials := 0
+		b := Side{Name: "theirs", Dial: func(context.Context) (io.ReadWriteCloser, error) {
+			dials++
+			near, left := alive(t, func(v *villain) {
+				v.welcome()
+				v.answer(nil)
+				v.agree(2 << 20)
+				end := time.After(14 * time.Minute)
+				for {
+					select {
+					case <-time.After(5 * time.Second):
+						v.frame(&transport.Frame{Kind: transport.Ping})
+						continue
+					case <-end:
+					}
+					_ = v.rw.Close()
+					return
+				}
+			})
+			gone = append(gone, left)
+			return near, nil
+		}}
+		_, err := Sync(t.Context(), Side{Volume: randomVolume(1, hostileSize), Name: "src"}, b, Options{Workers: 2, RetryFor: 10 * time.Minute})
+		for _, left := range gone {
+			left()
+		}
+		if err == nil || dials > 2 {
+			t.Errorf("%v after %d attempts", err, dials)
 		}
 	})
 }

@@ -54,16 +54,6 @@ type part struct {
 	peer    string // another one neither joins nor takes over
 }
 
-// A meeting is where the further streams of a session find it.
-type meeting struct {
-	streams [maxStreams]*transport.Conn // by number, from 1; nil: not there yet, or taken
-	claimed [maxStreams]bool            // a connection has come for that number: there is no second
-	over    bool                        // the session has ended
-	ended   chan struct{}               // closed then
-	cut     context.CancelCauseFunc     // ends the session
-	come    chan struct{}               // holds one element once a stream is there
-}
-
 // NewServer returns a server. It starts nothing.
 func NewServer(o ServerOptions) *Server {
 	return &Server{o: o, sessions: make(map[part]*meeting)}
@@ -159,7 +149,8 @@ func (s *Server) session(ctx context.Context, c *transport.Conn, open message.Op
 	})
 	defer stop()
 	p := s.part(ctx, open)
-	m, err := s.convene(ctx, p, cut)
+	m := newMeeting(open.Role, cut)
+	err = c.During(ctx, func(ctx context.Context) error { return s.convene(ctx, p, m) })
 	if err != nil {
 		return err
 	}
@@ -211,24 +202,39 @@ func (v *visit) target(ctx context.Context) error {
 }
 
 func (v *visit) source(ctx context.Context) error {
+	var src *source
+	err := v.conn.During(ctx, func(ctx context.Context) (err error) {
+		src, err = v.assigned(ctx)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	_, err = src.run(ctx)
+	return errors.Join(err, src.close())
+}
+
+// assigned waits for what is to be done, for taskTimeout and no longer, and
+// makes ready for it.
+func (v *visit) assigned(ctx context.Context) (*source, error) {
 	late := time.AfterFunc(taskTimeout, func() { _ = v.conn.Close() })
 	defer late.Stop()
 	var task message.Task
 	if err := expectOn(v.conn, kindTask, &task); err != nil {
-		return err
+		return nil, err
 	}
 	o, err := taskOptions(task, v.o)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	side := v.side
 	if task.Dirty {
 		theirs, err := readDirty(v.conn, side.Volume.Size())
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if side, err = side.since(theirs); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	late.Stop()
@@ -236,7 +242,7 @@ func (v *visit) source(ctx context.Context) error {
 	for i := 1; i < o.Streams; i++ {
 		next, err := v.join(ctx, i, o.Timeout)
 		if err != nil {
-			return errors.Join(err, closeAll(conns[1:]))
+			return nil, errors.Join(err, closeAll(conns[1:]))
 		}
 		conns = append(conns, next)
 	}
@@ -247,10 +253,9 @@ func (v *visit) source(ctx context.Context) error {
 	j := job{mode: mode(task.Mode), session: v.open.Session, o: o, resume: task.Resume, medium: task.Medium}
 	src, err := j.sourceOver(ctx, side, Side{}, conns)
 	if err != nil {
-		return errors.Join(err, closeAll(conns[1:]))
+		return nil, errors.Join(err, closeAll(conns[1:]))
 	}
-	_, err = src.run(ctx)
-	return errors.Join(err, src.close())
+	return src, nil
 }
 
 // taskOptions is what a peer asked for, within what the server allows.
@@ -336,114 +341,4 @@ func expectOn(c *transport.Conn, kind transport.Kind, m interface{ Decode([]byte
 		return peerError(f.Payload())
 	}
 	return protocolf("frame of kind %d where %d belongs", f.Kind, kind)
-}
-
-// errTakenOver is why a session ends whose peer has come again.
-var errTakenOver = errors.New("its peer has connected anew and goes on with it there")
-
-// convene makes a session known to the streams that will join it. A session of
-// the same id that is under way on the volume is the same one: its peer has lost
-// the connection, which we need not have noticed, and comes again. Nobody else
-// knows the id. It is ended first.
-func (s *Server) convene(ctx context.Context, p part, cut context.CancelCauseFunc) (*meeting, error) {
-	m := &meeting{come: make(chan struct{}, 1), ended: make(chan struct{}), cut: cut}
-	for {
-		s.mu.Lock()
-		old := s.sessions[p]
-		if old == nil {
-			s.sessions[p] = m
-			s.mu.Unlock()
-			return m, nil
-		}
-		s.mu.Unlock()
-		old.cut(errTakenOver)
-		select {
-		case <-old.ended:
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		}
-	}
-}
-
-// dissolve forgets a session and closes streams that came and were not taken.
-func (s *Server) dissolve(p part, m *meeting) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.sessions, p)
-	m.over = true
-	close(m.ended)
-	for _, c := range m.streams {
-		if c != nil {
-			_ = c.Close()
-		}
-	}
-}
-
-// join hands a connection to the session it belongs to. Nothing is written under
-// the lock: a peer that does not read would hold up every session.
-func (s *Server) join(ctx context.Context, c *transport.Conn, open message.Open) error {
-	m, err := s.claim(s.part(ctx, open), int(open.Stream))
-	if err != nil {
-		return err
-	}
-	opened := message.Opened{Version: message.Version, Volume: message.VolumeInfo{Size: 512, Align: 512}}
-	if err := c.Send(kindOpened, opened.Append(nil)); err != nil {
-		return err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if m.over {
-		return protocolf("the session has ended")
-	}
-	m.streams[open.Stream] = c
-	select {
-	case m.come <- struct{}{}:
-	default: // whoever waits has not looked yet and will see this one too
-	}
-	return nil
-}
-
-// claim finds the place of a stream in its session.
-func (s *Server) claim(p part, stream int) (*meeting, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	m := s.sessions[p]
-	if m == nil {
-		return nil, protocolf("no session of this id is under way")
-	}
-	if stream >= maxStreams || m.claimed[stream] {
-		return nil, protocolf("stream %d has no place in the session", stream)
-	}
-	m.claimed[stream] = true
-	return m, nil
-}
-
-// A joiner waits for stream i of a session.
-type joiner func(ctx context.Context, i int, timeout time.Duration) (*transport.Conn, error)
-
-func (m *meeting) stream(s *Server) joiner {
-	return func(ctx context.Context, i int, timeout time.Duration) (*transport.Conn, error) {
-		var late <-chan time.Time // never, with a negative time-out
-		if timeout > 0 {
-			timer := time.NewTimer(timeout)
-			defer timer.Stop()
-			late = timer.C
-		}
-		for {
-			s.mu.Lock()
-			c := m.streams[i]
-			m.streams[i] = nil
-			s.mu.Unlock()
-			if c != nil {
-				return c, nil
-			}
-			select {
-			case <-m.come:
-			case <-late:
-				return nil, fmt.Errorf("stream %d did not come within %v", i, timeout)
-			case <-ctx.Done():
-				return nil, ctx.Err()
-			}
-		}
-	}
 }

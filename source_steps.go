@@ -12,16 +12,18 @@ import (
 
 // greet says who we are and learns what the target knows of itself.
 func (s *source) greet(ctx context.Context) error {
-	mine, err := s.position(ctx)
-	if err != nil {
-		return err
-	}
-	s.facts.mine = mine
+	// The stamp first: a write between the two then shows in a later one.
+	var err error
 	if s.vol != nil && s.mode == modeSync {
 		if s.facts.stamp, err = s.vol.stamp(); err != nil {
 			return err
 		}
 	}
+	mine, err := s.position(ctx)
+	if err != nil {
+		return err
+	}
+	s.facts.mine = mine
 	start := message.Start{
 		Session: s.session, Mode: uint8(s.mode), Share: s.share, Volume: volumeInfo(mine, s.vol),
 		AllowLarger: s.o.AllowLarger, DryRun: s.o.DryRun, Streams: uint8(len(s.links)),
@@ -46,7 +48,7 @@ func (s *source) greet(ctx context.Context) error {
 // exact reports whether the plan will rest on a map alone, so that nobody needs
 // to know what is allocated.
 func (s *source) exact() bool {
-	return s.mode != modeDigest && s.dirty != nil && s.tree == nil &&
+	return s.mode != modeDigest && s.dirty != nil && s.tree == nil && !s.medium &&
 		s.o.Rung <= RungExact && s.o.Verify != VerifyFull && s.o.Seal == 0
 }
 
@@ -176,7 +178,7 @@ func (s *source) position(ctx context.Context) (position, error) {
 
 // weigh compares the kept trees of both sides, if both have one.
 func (s *source) weigh(ctx context.Context) error {
-	if s.mode == modeDigest || s.o.Rung > RungExact || !treesComparable(s.facts.mine, s.facts.theirs) {
+	if s.mode == modeDigest || s.o.Rung > RungExact || s.doubt() != "" || !treesComparable(s.facts.mine, s.facts.theirs) {
 		return nil
 	}
 	var theirs merkle.NodeReader = &remoteTree{s: s, facts: *s.facts.theirs.tree}
@@ -250,8 +252,9 @@ func (s *source) decide() (decision, error) {
 	}
 	d, err := plan(s.facts.mine, s.facts.theirs, request{
 		mode: s.mode, rung: s.o.Rung, leaf: s.o.Leaf, treeDiff: s.facts.treeDiff, resumed: s.facts.from > 0,
+		spent: s.facts.info.Spent, doubt: s.doubt(), repair: s.medium,
 	})
-	d = d.from(s.facts.from)
+	d = d.from(s.facts.from, s.unwatched())
 	if err == nil && s.vol == nil && d.source != fromTree {
 		return d, usagef("%s is a digest: rung %v needs a volume", s.name, d.Rung)
 	}

@@ -89,7 +89,7 @@ func isMoving(k transport.Kind) bool {
 // A target plays the target's role in one session.
 type target struct {
 	session  [16]byte // the one that was opened; zero: any
-	pulling  bool     // we began the session: what the source says we want is held against our own options
+	asked    *job     // we began the session, and hold the source against this; nil: we did not
 	o        Options
 	name     string
 	link     *transport.Conn // control, and the first stream
@@ -114,6 +114,7 @@ type target struct {
 	apply   atomic.Pointer[applier]
 	ready   chan struct{} // closed when apply is there, for joined streams
 	sealer  *sealer
+	root    *merkle.Hash // of both sides, once they were found to have the same
 	facts   position
 	report  reportReader
 	lines   *lines
@@ -140,19 +141,21 @@ func (t *target) run(ctx context.Context) (*Report, error) {
 	})
 	err := l.wait(ctx, g)
 	t.sealer.discard()
-	if isWrong(err) && t.writes() {
-		// What the source found wrong lies anywhere; what we read back is not yet counted as done.
-		err = errors.Join(err, t.log.suspect(!firsthand(err)))
-	}
-	var lost *syncError
-	if errors.As(err, &lost) {
-		err = errors.Join(err, t.log.suspect(false))
+	if t.writes() {
+		err = errors.Join(err, t.log.leave(t.vol, err))
 	}
 	err = errors.Join(err, t.closeUndo(), t.log.close())
 	if err != nil {
 		return nil, err
 	}
-	return t.report.decode()
+	r, err := t.report.decode()
+	if err == nil && t.asked != nil {
+		err = t.asked.believe(r, evidence{start: &t.start, plan: &t.plan, size: t.vol.v.Size(), target: t.vol, root: t.root})
+	}
+	if err != nil {
+		return nil, err
+	}
+	return r, nil
 }
 
 // take handles one frame. It never waits for a frame of the source's.
@@ -164,24 +167,41 @@ func (t *target) take(ctx context.Context, g *errgroup.Group, f *transport.Frame
 	last := false
 	var err error
 	if f.Kind == kindExtents && (t.state == targetListing || t.state == targetRelisting) {
-		if last, err = t.list.add(f.Payload()); err != nil {
-			return err
-		}
+		last, err = t.list.add(f.Payload())
 	}
-	next, err := targetStep(t.state, f.Kind, last)
+	next := t.state
+	if err == nil {
+		next, err = targetStep(t.state, f.Kind, last)
+	}
+	if err == nil {
+		err = t.looksOnly(f.Kind)
+	}
 	if err != nil {
+		f.Release()
 		return err
 	}
 	t.state = next
-	if isMoving(f.Kind) && f.Kind != kindWant && f.Kind != kindRelease && !t.writes() {
-		return protocolf("data in a session that only looks")
-	}
 	switch f.Kind {
 	case kindData, kindZero, kindDiscard:
 		return t.apply.Load().add(ctx, 0, f) // the applier releases it
 	}
 	defer f.Release()
 	return t.handle(ctx, g, f, last)
+}
+
+// looksOnly refuses what has no place in a session that writes nothing.
+func (t *target) looksOnly(k transport.Kind) error {
+	switch k {
+	case kindData, kindZero, kindDiscard, kindBarrier:
+		if !t.writes() {
+			return protocolf("data in a session that only looks")
+		}
+	case kindPass:
+		if !t.writes() {
+			return protocolf("a pass in a session that only looks")
+		}
+	}
+	return nil
 }
 
 func (t *target) handle(ctx context.Context, g *errgroup.Group, f *transport.Frame, last bool) error {
@@ -241,7 +261,7 @@ func (t *target) admit() error {
 	}
 	theirs, mine := t.start.Volume, volumeInfo(position{name: t.name, size: t.vol.v.Size()}, t.vol)
 	if mode(t.start.Mode) == modeSync {
-		if err := sizesFit(theirs, mine, t.start.AllowLarger && (!t.pulling || t.o.AllowLarger)); err != nil {
+		if err := sizesFit(theirs, mine, t.start.AllowLarger && (t.asked == nil || t.asked.o.AllowLarger)); err != nil {
 			return err
 		}
 	}
@@ -259,6 +279,11 @@ func (t *target) greet(ctx context.Context, g *errgroup.Group, p []byte) error {
 	if t.session != [16]byte{} && t.start.Session != t.session {
 		return protocolf("start of session %x on a connection of %x", t.start.Session[:4], t.session[:4])
 	}
+	if t.asked != nil {
+		if err := t.asked.holdStart(&t.start); err != nil {
+			return err
+		}
+	}
 	if err := t.admit(); err != nil {
 		return err
 	}
@@ -267,7 +292,7 @@ func (t *target) greet(ctx context.Context, g *errgroup.Group, p []byte) error {
 	}
 	t.facts = position{name: t.name, size: t.vol.v.Size()}
 	if mode(t.start.Mode) == modeSync {
-		if err := t.log.look(&t.start, volumeInfo(t.facts, t.vol)); err != nil {
+		if err := t.log.look(&t.start, volumeInfo(t.facts, t.vol), t.vol); err != nil {
 			return err
 		}
 	}
@@ -309,8 +334,12 @@ func (t *target) streams(ctx context.Context, g *errgroup.Group) error {
 	if n > maxStreams || (n > 1 && t.join == nil) {
 		return protocolf("%d streams, where there can be one", n)
 	}
+	patience := t.o.Timeout
+	if patience <= 0 {
+		patience = taskTimeout // silence is no end there, but what never comes is not waited for
+	}
 	for i := 1; i < n; i++ {
-		c, err := t.join(ctx, i, t.o.Timeout)
+		c, err := t.join(ctx, i, patience)
 		if err != nil {
 			return err
 		}
@@ -369,10 +398,16 @@ func (t *target) planned(p []byte) error {
 	if t.plan.Resume > 0 && mode(t.start.Mode) != modeSync {
 		return protocolf("a session resumed that writes nothing")
 	}
+	if t.asked != nil {
+		if err := t.asked.holdPlan(&t.plan); err != nil {
+			return err
+		}
+	}
 	if mode(t.start.Mode) == modeSync {
 		if err := t.log.accept(&t.start, &t.plan, volumeInfo(t.facts, t.vol)); err != nil {
 			return err
 		}
+		t.tellUnwatched()
 	}
 	t.list = extentReader{purpose: extentsCandidates, size: t.span()}
 	from, digest := origin(t.plan.From), merkle.Algorithm(t.plan.Digest)
@@ -411,6 +446,12 @@ func (t *target) begin(ctx context.Context, g *errgroup.Group) error {
 	if err != nil {
 		return err
 	}
+	if n := cbt.Total(l.candidates); n != t.plan.Candidates {
+		return protocolf("candidates of %d bytes, the plan had %d", n, t.plan.Candidates)
+	}
+	if err := t.covered(l); err != nil {
+		return err
+	}
 	r := &responder{
 		layout: l, conn: t.link, vol: t.vol, tree: t.tree, key: t.key,
 		digest: merkle.Algorithm(t.plan.Digest), from: origin(t.plan.From), scans: t.o.Workers,
@@ -438,33 +479,5 @@ func (t *target) begin(ctx context.Context, g *errgroup.Group) error {
 	if t.plan.Level != 0 {
 		g.Go(func() error { return r.run(ctx) })
 	}
-	return nil
-}
-
-func (t *target) passed(p []byte) error {
-	if err := t.pass.Decode(p); err != nil {
-		return err
-	}
-	t.respond.Load().stop()
-	t.list = extentReader{purpose: extentsCandidates, size: t.span()}
-	return nil
-}
-
-// check reads everything listed from the medium and sends its digests (L7).
-func (t *target) check(ctx context.Context, g *errgroup.Group) error {
-	l, err := t.list.layout(int64(t.pass.Leaf))
-	if err != nil {
-		return err
-	}
-	if t.sealer, err = newSealer(l, merkle.Algorithm(t.pass.Digest)); err != nil {
-		return err
-	}
-	r := &responder{
-		layout: l, conn: t.link, vol: t.vol, key: t.key, digest: merkle.Algorithm(t.pass.Digest),
-		from: fromVolume, medium: true, seal: t.sealer, scans: t.o.Workers,
-	}
-	r.prepare()
-	t.respond.Store(r)
-	g.Go(func() error { return r.run(ctx) })
 	return nil
 }

@@ -15,6 +15,9 @@ func (t *target) seal(ctx context.Context, p []byte) error {
 	if err := m.Decode(p); err != nil {
 		return err
 	}
+	if err := t.sealable(&m); err != nil {
+		return err
+	}
 	t.respond.Load().stop()
 	out := message.Sealed{Algorithm: m.Algorithm, Stats: stats(t.vol)}
 	if m.Algorithm != 0 {
@@ -26,6 +29,9 @@ func (t *target) seal(ctx context.Context, p []byte) error {
 			return err
 		}
 		out.Root = root
+		if out.Root == m.Root {
+			t.root = &root
+		}
 	}
 	if t.writes() {
 		if err := t.settled(out.Root == m.Root); err != nil {

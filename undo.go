@@ -119,7 +119,7 @@ func (u *UndoLog) Verify(ctx context.Context, progress func(done int64)) error {
 //  3. write what was saved; of two records of one place the first counts
 //  4. sync the target, read everything back from its medium and compare (L7)
 //  5. remove the mark: the target is what it was. It stays where that was
-//     inconsistent too
+//     inconsistent too, and what it says of a doubtful medium stays
 //
 // A crash before 2 leaves the target as it is, one between 2 and 5 leaves the
 // mark and a target that running Restore again makes whole.
@@ -138,7 +138,7 @@ func (u *UndoLog) Restore(ctx context.Context, target Volume, progress func(phas
 	if err := u.Verify(ctx, tell("check")); err != nil {
 		return err
 	}
-	mark, keep, err := u.mark(vol)
+	mark, done, err := u.mark(vol)
 	if err != nil {
 		return err
 	}
@@ -152,10 +152,10 @@ func (u *UndoLog) Restore(ctx context.Context, target Volume, progress func(phas
 	switch {
 	case mark == nil:
 		return err
-	case err != nil || keep:
+	case err != nil:
 		return errors.Join(err, mark.Close())
 	}
-	return mark.Remove()
+	return done()
 }
 
 // Belongs returns a [RefusedError] if target is not the volume of the log.
@@ -187,14 +187,15 @@ func (u *UndoLog) belongs(vol *meter) error {
 	return nil
 }
 
-// mark makes the target's journal say that it is inconsistent. keep says that it
-// is so whatever this log puts back.
-func (u *UndoLog) mark(vol *meter) (j *journal.File, keep bool, err error) {
+// mark makes the target's journal say that it is inconsistent. done is what is to
+// be done with it once everything is put back: the target may be inconsistent
+// whatever this log puts back, or its medium in doubt.
+func (u *UndoLog) mark(vol *meter) (j *journal.File, done func() error, err error) {
 	if u.Journal == "" {
-		return nil, false, nil
+		return nil, nil, nil
 	}
 	h := u.index.h
-	keep = u.Inconsistent
+	keep := u.Inconsistent
 	rec, err := journal.Read(journal.Disk, u.Journal)
 	foreign := ""
 	switch {
@@ -202,13 +203,13 @@ func (u *UndoLog) mark(vol *meter) (j *journal.File, keep bool, err error) {
 	case errors.Is(err, journal.ErrCorrupt):
 		foreign = "its resume journal is damaged, so another sync onto it may have been interrupted"
 	case err != nil:
-		return nil, false, fmt.Errorf("mark %s inconsistent: %w", vol.name, err)
+		return nil, nil, fmt.Errorf("mark %s inconsistent: %w", vol.name, err)
 	case rec.Touched && !rec.Complete && rec.Run != h.session:
 		foreign = fmt.Sprintf("another sync onto it, from %s, was interrupted, and what that has overwritten is not in %s", rec.Source.Name, u.Path)
 	}
 	if foreign != "" {
 		if !u.AllowInconsistent {
-			return nil, false, &RefusedError{Volume: vol.name, Reason: foreign,
+			return nil, nil, &RefusedError{Volume: vol.name, Reason: foreign,
 				Next: "finish or undo that one first; or go on, and the mark stays (--allow-inconsistent)"}
 		}
 		keep = true
@@ -220,12 +221,21 @@ func (u *UndoLog) mark(vol *meter) (j *journal.File, keep bool, err error) {
 	r := journal.Record{Touched: true, Run: h.session, Source: name(h.source), Target: name(h.target), Started: now, Updated: now}
 	if rec != nil && foreign != "" {
 		r = *rec
-		r.Done, r.Updated = 0, now // what was equal is not any more
+		r.Done, r.Left, r.Updated = 0, "", now // what was equal is not any more
 	}
+	// What is wrong may lie where nothing was saved: putting that back mends it not.
+	r.Suspect = errors.Is(err, journal.ErrCorrupt) || rec != nil && rec.Suspect
 	if j, err = journal.Begin(journal.Disk, u.Journal, r); err != nil {
-		return nil, false, fmt.Errorf("mark %s inconsistent: %w", vol.name, err)
+		return nil, nil, fmt.Errorf("mark %s inconsistent: %w", vol.name, err)
 	}
-	return j, keep, nil
+	switch {
+	case keep:
+		return j, j.Close, nil
+	case r.Suspect:
+		r.Touched, r.Updated = false, time.Now()
+		return j, func() error { return errors.Join(j.Commit(r), j.Close()) }, nil
+	}
+	return j, j.Remove, nil
 }
 
 // lay calls put with what was saved, each place once. A nil content is zeroes.

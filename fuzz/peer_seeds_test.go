@@ -73,12 +73,17 @@ var peerLies = map[string]lie{
 	"other-session":   {"sync", false, []edit{{kind: message.Start{}.Kind(), value: 1}}},
 	"seal-early":      {"compare", false, []edit{{kind: message.Extents{}.Kind(), from: "compare", take: message.Seal{}.Kind()}}},
 	"no-barrier":      {"sync-seal", false, []edit{{kind: message.Barrier{}.Kind(), how: drop}}},
-	"larger":          {"sync", true, []edit{{kind: message.Info{}.Kind(), at: 21, value: 1}}},
-	"other-unit":      {"compare", true, []edit{{kind: message.Digests{}.Kind(), value: 200}}},
-	"pieces-twice":    {"compare", true, []edit{{kind: message.Pieces{}.Kind(), how: twice}}},
-	"credit-unasked":  {"sync", true, []edit{{kind: message.Agree{}.Kind(), from: "sync", take: message.Credit{}.Kind()}}},
-	"ack-unasked":     {"sync", true, []edit{{kind: message.Agree{}.Kind(), from: "sync", take: message.Ack{}.Kind()}}},
-	"other-root":      {"sync-seal", true, []edit{{kind: message.Sealed{}.Kind(), at: 5, value: 9}}},
+	"pass-to-look":    {"compare", false, []edit{{kind: message.Extents{}.Kind(), from: "sync-seal", take: message.Pass{}.Kind()}}},
+	"no-barrier-wrong-root": {"sync-seal", false, []edit{
+		{kind: message.Barrier{}.Kind(), how: drop}, {kind: message.Seal{}.Kind(), at: 5, value: 9}}},
+	"larger":         {"sync", true, []edit{{kind: message.Info{}.Kind(), at: 21, value: 1}}},
+	"other-unit":     {"compare", true, []edit{{kind: message.Digests{}.Kind(), value: 200}}},
+	"pieces-twice":   {"compare", true, []edit{{kind: message.Pieces{}.Kind(), how: twice}}},
+	"credit-unasked": {"sync", true, []edit{{kind: message.Agree{}.Kind(), from: "sync", take: message.Credit{}.Kind()}}},
+	"ack-unasked":    {"sync", true, []edit{{kind: message.Agree{}.Kind(), from: "sync", take: message.Ack{}.Kind()}}},
+	"sync-to-look":   {"compare-pull", true, []edit{{kind: message.Start{}.Kind(), at: 16, value: 3}}},  // the mode
+	"other-result":   {"compare-pull", true, []edit{{kind: message.Report{}.Kind(), at: 42, value: 1}}}, // in its first letter
+	"other-root":     {"sync-seal", true, []edit{{kind: message.Sealed{}.Kind(), at: 5, value: 9}}},
 }
 
 func (l lie) target() string {

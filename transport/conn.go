@@ -47,8 +47,9 @@ func (o Options) withDefaults() Options {
 // Conn carries frames over a byte stream. Send, SendFrame, Forward, Stats and
 // Close are safe for any number of goroutines; Read is for one at a time.
 //
-// Run keeps the connection alive while it lasts. Without it no ping is sent or
-// answered, and a stream without read deadlines has no time-out.
+// Run keeps the connection alive while it lasts, and During while something else
+// does. Without them no ping is sent or answered, and a stream without read
+// deadlines has no time-out.
 type Conn struct {
 	rw   io.ReadWriteCloser
 	near bool // rw is a pipe: no compression makes a copy in memory faster
@@ -183,6 +184,17 @@ var ErrFlood = errors.New("flood of keep-alive frames")
 
 // maxKeepAlives is how many pings and pongs may come in a row: those of days.
 const maxKeepAlives = 1 << 17
+
+// Discard reads what still comes and drops it, until the peer ends the stream or
+// the connection is closed: the peer then comes to read what it was told, also
+// where an error of Read leaves no way to find the next frame. It stands in for
+// Read, which returns nothing but errors from then on.
+func (c *Conn) Discard() {
+	if c.readErr == nil {
+		c.readErr = os.ErrClosed
+	}
+	_, _ = io.Copy(io.Discard, (*source)(c)) // however it ends, there is nothing more to come
+}
 
 // source is Conn as the io.Reader of raw bytes under its frames: it counts them
 // and watches the time.

@@ -2,6 +2,7 @@ package transport
 
 import (
 	"context"
+	"os"
 	"time"
 )
 
@@ -19,12 +20,7 @@ func (c *Conn) Run(ctx context.Context) error {
 		c.Close()
 		close(finished)
 	})
-	pings := make(chan error, 1)
-	go func() { pings <- c.ping() }()
-	err := c.watch() // the connection is closed when it returns
-	if broken := <-pings; err == nil {
-		err = broken
-	}
+	err := c.keep(nil)
 	if !stop() {
 		<-finished
 	}
@@ -34,13 +30,49 @@ func (c *Conn) Run(ctx context.Context) error {
 	return err
 }
 
-// watch returns when the connection is closed, be it because the peer was silent.
-func (c *Conn) watch() error {
+// During keeps the connection alive as Run does, but only while f runs, and
+// leaves it open. It returns f's error. The context that f gets ends with ctx
+// and when the connection does, with the reason as its cause. Not to be called
+// while Run or another During is under way.
+func (c *Conn) During(ctx context.Context, f func(context.Context) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop, kept := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(kept)
+		err := c.keep(stop)
+		if err == nil {
+			err = os.ErrClosed
+		}
+		cancel(err)
+	}()
+	defer func() {
+		close(stop)
+		<-kept
+	}()
+	return f(ctx)
+}
+
+// keep pings and watches until the connection is closed, or stop is.
+func (c *Conn) keep(stop <-chan struct{}) error {
+	pings := make(chan error, 1)
+	go func() { pings <- c.ping(stop) }()
+	err := c.watch(stop)
+	if broken := <-pings; err == nil {
+		err = broken
+	}
+	return err
+}
+
+// watch returns when the connection is closed, be it because the peer was silent,
+// or when stop is.
+func (c *Conn) watch(stop <-chan struct{}) error {
 	timer := time.NewTimer(min(c.untilSilent(), c.untilUseless()))
 	defer timer.Stop()
 	for {
 		select {
 		case <-c.closed:
+			return nil
+		case <-stop:
 			return nil
 		case <-timer.C:
 		}
@@ -79,15 +111,17 @@ func (c *Conn) untilSilent() time.Duration {
 	return left
 }
 
-// ping sends pings and pongs until the connection is closed, and closes it if it
-// cannot. It is a goroutine of its own: where its write waits, watch does not.
-func (c *Conn) ping() error {
+// ping sends pings and pongs until the connection is closed, or stop is, and
+// closes the connection if it cannot. It is a goroutine of its own: where its write waits, watch does not.
+func (c *Conn) ping(stop <-chan struct{}) error {
 	timer := time.NewTimer(c.untilIdle())
 	defer timer.Stop()
 	for {
 		var err error
 		select {
 		case <-c.closed:
+			return nil
+		case <-stop:
 			return nil
 		case <-c.pinged:
 			err = c.signal(Pong)

@@ -87,7 +87,7 @@ func (a *app) compare(ctx context.Context, f *compareFlags, first, second string
 		return nil, closeSides(err, x)
 	}
 	u := a.ui(f.out)
-	report, err := failback.Compare(ctx, x.Side, y.Side, failback.Options{Timeout: f.link.timeout, Events: u.events()})
+	report, err := failback.Compare(ctx, x.Side, y.Side, failback.Options{Timeout: f.link.timeout, Idle: f.link.idle, Events: u.events()})
 	u.done()
 	if err = closeSides(err, x, y); err != nil {
 		return nil, &outcomeError{err, "nothing was written; whether they are equal is not known", "see to that, then run the same command again"}

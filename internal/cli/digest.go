@@ -59,7 +59,7 @@ func (a *app) digest(ctx context.Context, d *digestFlags, volume string) error {
 	}
 	u := a.ui(d.out)
 	report, err := failback.Digest(ctx, s.Side, d.output, failback.Options{
-		Hash: merkle.Algorithm(d.hash), Leaf: int64(d.leaf), Timeout: d.link.timeout, Resume: d.resume, Events: u.events(),
+		Hash: merkle.Algorithm(d.hash), Leaf: int64(d.leaf), Timeout: d.link.timeout, Idle: d.link.idle, Resume: d.resume, Events: u.events(),
 	})
 	u.done()
 	if err = closeSides(err, s); err != nil {

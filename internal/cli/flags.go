@@ -28,6 +28,7 @@ type linkFlags struct {
 	sshOptions []string
 	remote     string
 	timeout    time.Duration
+	idle       time.Duration
 }
 
 func (l *linkFlags) add(c *cobra.Command) {
@@ -47,12 +48,16 @@ func (l *linkFlags) addShared(c *cobra.Command) {
 	f.StringVar(&l.creds.Cert, "cert", "", "`FILE` with our certificate for tls:// (PEM)")
 	f.StringVar(&l.creds.Key, "key", "", "`FILE` with its private key (PEM; default: -key.pem beside --cert)")
 	f.DurationVar(&l.timeout, "timeout", 30*time.Second, "silence after which a peer is given up")
+	f.DurationVar(&l.idle, "idle", 15*time.Minute, "how long a session may say nothing but that its peer is alive")
 }
 
 func (l *linkFlags) options() (dial.Options, error) {
 	o := dial.Options{AllowPlainTCP: l.plainTCP, RemoteFailback: l.remote, Credentials: l.creds}
 	if l.timeout <= 0 {
 		return o, usagef("--timeout %v: more than 0", l.timeout)
+	}
+	if l.idle <= 0 {
+		return o, usagef("--idle %v: more than 0", l.idle)
 	}
 	if l.ssh == "" {
 		return o, nil

@@ -83,10 +83,10 @@ type recoverFlags struct {
 
 func (r *recoverFlags) add(c *cobra.Command) {
 	f := c.Flags()
-	f.BoolVar(&r.resume, "resume", false, "go on with a sync of these two that was interrupted, from its journal at TARGET; SOURCE must not have been written since")
+	f.BoolVar(&r.resume, "resume", false, "go on with a sync of these two that was interrupted, from its journal at TARGET; neither side must have been written since")
 	f.DurationVar(&r.retryFor, "retry-for", 10*time.Minute, "how long to go on trying to reach a peer that was lost; 0: not at all")
 	f.DurationVar(&r.checkpoint, "checkpoint", 5*time.Second, "how often, at least, what is done is made durable and recorded in the journal")
-	f.BoolVar(&r.repair, "repair", false, "if what is read back is not what was written, compare with the medium and send that again, once")
+	f.BoolVar(&r.repair, "repair", false, "if what is read back is not what was written, compare all of it with the medium and send what differs, once")
 	f.StringVar(&r.undo, "undo", "", "save what is overwritten at TARGET to `FILE` (a directory: a new file in it); over ssh, a path there. failback undo puts it back")
 	f.BoolVar(&r.undoServed, "undo-served", false, "the server of TARGET saves what is overwritten, where its --undo says")
 	f.BoolVar(&r.undoBest, "undo-best-effort", false, "go on without when no more can be saved, and say so")

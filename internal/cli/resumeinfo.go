@@ -24,6 +24,7 @@ type resumeJSON struct {
 	SourceStamp    string    `json:"source_stamp"`
 	Target         string    `json:"target"`
 	TargetIdentity string    `json:"target_identity"`
+	TargetStamp    string    `json:"target_stamp"`
 	VolumeBytes    int64     `json:"volume_bytes"`
 	DoneBytes      int64     `json:"done_bytes"`
 	WrittenBytes   int64     `json:"written_bytes"`
@@ -60,7 +61,7 @@ func (a *app) resumeInfo(path string) error {
 	j := resumeJSON{
 		Schema: schemaResume, Result: "under way", File: path,
 		Source: r.Source.Name, SourceIdentity: r.Source.Identity, SourceStamp: r.Stamp, VolumeBytes: r.Source.Size,
-		Target: r.Target.Name, TargetIdentity: r.Target.Identity,
+		Target: r.Target.Name, TargetIdentity: r.Target.Identity, TargetStamp: r.Left,
 		DoneBytes: r.Done, WrittenBytes: r.Written, Touched: r.Touched, Suspect: r.Suspect,
 		Run: hex.EncodeToString(r.Run[:]), Undo: r.Undo, Started: r.Started.UTC(), Updated: r.Updated.UTC(),
 	}
@@ -89,7 +90,7 @@ func resumeState(j resumeJSON) string {
 	case j.Result == "complete":
 		return "complete: both sides were equal; nothing is left to do"
 	case j.Suspect:
-		return "interrupted: the target's medium did not hold what was written to it; resuming compares with the medium"
+		return "interrupted, and nothing vouches for what the target holds: the next sync compares all of it, on its medium"
 	case j.Touched:
 		return "interrupted: the target holds a part of the change and is neither its old content nor the source's"
 	}

@@ -30,7 +30,6 @@ type serveFlags struct {
 	allow          []string
 	maxConnections int
 	maxPerPeer     int
-	idle           time.Duration
 	grace          time.Duration
 	limit          byteRate
 	window         byteSize
@@ -78,7 +77,6 @@ Exit codes: 0 stopped by a signal (--stdio: the session went well), 2 usage, 3 f
 	fl.StringArrayVar(&f.only, "only", nil, "with --stdio: `PATH`[,ro|rw][,tree=FILE], and no other path; ro if it does not say; may be repeated")
 	fl.IntVar(&f.maxConnections, "max-connections", 64, "`N` connections at a time; one that comes on top is closed")
 	fl.IntVar(&f.maxPerPeer, "max-per-peer", 32, "`N` connections of one peer at a time, likewise")
-	fl.DurationVar(&f.idle, "idle", 15*time.Minute, "how long a session may say nothing but that its peer is alive")
 	fl.DurationVar(&f.grace, "grace", 10*time.Second, "how long a signal lets sessions go on before they are cut off")
 	fl.Var(&f.limit, "limit", "at most so many bytes a second onto each connection (default: no limit)")
 	fl.Var(&f.window, "window", "bytes that may be under way in a session (default 16MiB)")
@@ -105,8 +103,6 @@ func (f *serveFlags) check() error {
 		return usagef("--max-connections %d: at least 1", f.maxConnections)
 	case f.maxPerPeer < 1:
 		return usagef("--max-per-peer %d: at least 1", f.maxPerPeer)
-	case f.idle <= 0:
-		return usagef("--idle %v: more than 0", f.idle)
 	case f.grace < 0:
 		return usagef("--grace %v: 0 or more", f.grace)
 	}
@@ -128,7 +124,7 @@ func (a *app) serve(ctx context.Context, f *serveFlags) error {
 	told := &logger{w: a.stderr, quiet: f.quiet}
 	s := &server{
 		grace: f.grace, door: newDoor(f.maxConnections, f.maxPerPeer), log: told,
-		core: failback.NewServer(failback.ServerOptions{Lookup: x.lookup, Peer: peerOf, Idle: f.idle, Options: failback.Options{
+		core: failback.NewServer(failback.ServerOptions{Lookup: x.lookup, Peer: peerOf, Idle: f.link.idle, Options: failback.Options{
 			Window: int64(f.window), Limit: int64(f.limit), Timeout: f.link.timeout,
 			Events: failback.Events{Note: func(text string) { told.errorf("%s", text) }},
 		}}),

@@ -86,7 +86,7 @@ func (s *syncFlags) addFlags(c *cobra.Command) {
 func (s *syncFlags) options(events failback.Events) (failback.Options, error) {
 	o := failback.Options{
 		Seal: merkle.Algorithm(s.seal), Leaf: int64(s.leaf), Codec: s.codec, Limit: int64(s.limit), Streams: s.streams,
-		Window: int64(s.window), Timeout: s.link.timeout, AllowLarger: s.allowLarger, DryRun: s.dryRun, Events: events,
+		Window: int64(s.window), Timeout: s.link.timeout, Idle: s.link.idle, AllowLarger: s.allowLarger, DryRun: s.dryRun, Events: events,
 	}
 	switch s.verify {
 	case "changed":

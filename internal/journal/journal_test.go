@@ -18,7 +18,7 @@ func example() Record {
 		Source: Volume{Size: 1 << 30, Identity: "wwid=1", Name: "/dev/vg/backup"},
 		Target: Volume{Size: 1<<30 + 512, Identity: "file:dev=1,ino=2", Name: "größe"},
 		Done:   1 << 20, Written: 12345, Started: time.Unix(1, 5), Updated: time.Unix(2, 7),
-		Basis: [32]byte{9}, Stamp: "file:mtime=1", Undo: "/var/lib/failback/x.fbu", Saved: 2048,
+		Basis: [32]byte{9}, Stamp: "file:mtime=1", Undo: "/var/lib/failback/x.fbu", Saved: 2048, Left: "file:mtime=2",
 	}
 }
 
@@ -153,6 +153,7 @@ func TestBounds(t *testing.T) {
 	for name, change := range map[string]func(*Record){
 		"identity": func(r *Record) { r.Source.Identity = strings.Repeat("x", 256) },
 		"undo":     func(r *Record) { r.Undo = strings.Repeat("x", maxUndo+1) },
+		"left":     func(r *Record) { r.Left = strings.Repeat("x", 256) },
 	} {
 		r := example()
 		change(&r)
@@ -161,7 +162,7 @@ func TestBounds(t *testing.T) {
 		}
 	}
 	most := example()
-	for _, s := range []*string{&most.Source.Identity, &most.Source.Name, &most.Target.Identity, &most.Target.Name, &most.Stamp} {
+	for _, s := range []*string{&most.Source.Identity, &most.Source.Name, &most.Target.Identity, &most.Target.Name, &most.Stamp, &most.Left} {
 		*s = strings.Repeat("y", maxShort)
 	}
 	most.Undo = strings.Repeat("z", maxUndo)

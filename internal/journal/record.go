@@ -35,6 +35,7 @@ import (
 //	  +      target     identity, name: str8 each
 //	  +      stamp      str8, of the source when the run began
 //	  +      undo       str16, path of the undo log; empty if there is none
+//	  +      left       str8, stamp of the target when the session had ended; empty if it did not come to that
 //	  +                 zeroes
 //	4088   8 sum        xxhash64 of what is before it
 //
@@ -45,8 +46,9 @@ type Record struct {
 	Complete bool
 	// Touched says that the target was, or was about to be, overwritten.
 	Touched bool
-	// Suspect says that the target's medium did not hold what was written to it:
-	// whoever goes on compares with the medium, past every cache.
+	// Suspect says that nothing vouches for what the target holds: its medium did
+	// not hold what was written to it, or somebody else has overwritten it. Whoever
+	// comes next compares the whole of it, on the medium, past every cache.
 	Suspect bool
 	// Run is the id of the session that began what this records. A session that
 	// goes on with it keeps it.
@@ -54,7 +56,7 @@ type Record struct {
 	// Source and Target say whose journal it is.
 	Source, Target Volume
 	// Done, in bytes: every byte below is equal on both sides, and durable at
-	// the target.
+	// the target. Of a suspect target only what was compared on its medium counts.
 	Done int64
 	// Written is how many bytes the run has written to the target so far.
 	Written          int64
@@ -67,6 +69,10 @@ type Record struct {
 	Undo string
 	// Saved is how many bytes of the undo log are durable: a shorter one is not all of it.
 	Saved int64
+	// Left is the target's stamp when the session had ended before its time and
+	// nobody of it wrote any more: another one since then tells of somebody else.
+	// Empty if it was killed, or the target has none.
+	Left string
 }
 
 // A Volume is what a journal knows of one side.
@@ -134,6 +140,10 @@ func (r *Record) encode(seq uint64) ([]byte, error) {
 	}
 	b = binary.LittleEndian.AppendUint16(b, uint16(len(r.Undo)))
 	b = append(b, r.Undo...)
+	if len(r.Left) > maxShort {
+		return nil, fmt.Errorf("%d bytes of %.20q…, limit %d", len(r.Left), r.Left, maxShort)
+	}
+	b = append(append(b, byte(len(r.Left))), r.Left...)
 	b = b[:slotSize]
 	binary.LittleEndian.PutUint64(b[sumAt:], xxhash.Sum64(b[:sumAt]))
 	return b, nil
@@ -165,7 +175,9 @@ func decode(b []byte) (*Record, uint64, error) {
 	if undo > maxUndo {
 		return nil, 0, fmt.Errorf("%w: a path of %d bytes", ErrCorrupt, undo)
 	}
-	r.Undo = string(b[at+2 : at+2+undo])
+	at += 2 + undo
+	r.Undo = string(b[at-undo : at])
+	r.Left = string(b[at+1 : at+1+int(b[at])])
 	if err := r.check(); err != nil {
 		return nil, 0, err
 	}

@@ -64,6 +64,8 @@ func examples() []example {
 		{"start", message.Start{Session: session, Mode: 1, Share: share, Volume: volume(true), Allocated: true, Streams: 1, Medium: true, Resume: 1, Undo: 1, Stamp: "written=17"}},
 		{"info", message.Info{Share: share, Volume: message.VolumeInfo{Size: 512, Align: 512, ReadOnly: true, Mapped: true}}},
 		{"info/journal", message.Info{Share: share, Volume: volume(true), Journal: true, Done: 1 << 40, Basis: root, Stamp: "written=17"}},
+		{"info/unwatched", message.Info{Share: share, Volume: volume(true), Journal: true, Unwatched: true, Spent: true, Done: 1 << 30, Basis: root}},
+		{"info/doubt", message.Info{Share: share, Volume: volume(false), Doubt: true}},
 		{"extents", message.Extents{Purpose: 1, Last: true, Extents: []message.Extent{{Off: 0, End: 4096}, {Off: 8192, End: 1 << 40}, {Off: 1<<62 - 1, End: 1 << 62}}}},
 		{"extents/empty", message.Extents{Purpose: 4, Last: true}},
 		{"plan", message.Plan{Rung: 4, Reason: "the target's map is not trusted: epoch lost", Level: 2, From: 1, Leaf: 64 << 10, Candidates: 1 << 32, Verify: 1, Seal: 1, Resume: 1 << 33, Basis: root}},

@@ -11,7 +11,7 @@ package message
 //	  +    1 from       1 the target reads its volume, 2 the target's kept tree, 3 nobody:
 //	                    the source knows
 //	  +    4 leaf       bytes; power of two, 4 KiB to 4 MiB
-//	  +    8 candidates bytes that are looked at, at most 2^62
+//	  +    8 candidates bytes that are looked at, at most 2^62: those of the list that follows
 //	  +    1 verify     0 none, 1 what was written, 2 the whole volume
 //	  +    1 seal       0 none, 1 SHA-256, 2 BLAKE3
 //	  +    8 resume     bytes; what lies below is not looked at: the journal in Info vouches for it

@@ -130,23 +130,35 @@ func (m *Start) Decode(b []byte) error {
 //
 //	off size field
 //	  0   16 share      random; the other half of the key
-//	 16    1 journal    1 if an interrupted session can be gone on with, else 0
+//	 16    1 flags      bit 0 an interrupted session can be gone on with, bit 1 with bit 0:
+//	                    nothing says whether the target was written since, bit 2 it was
+//	                    written since its tree was made, which may not be read in its place,
+//	                    bit 3 nothing vouches for what it holds: all of it is to be compared
 //	 17      volume     VolumeInfo of the target
-//	         journal    with journal 1: done u64 (bytes; below it both sides were found equal
+//	         journal    with flag bit 0: done u64 (bytes; below it both sides were found equal
 //	                    and that is durable, at most 2^62), basis 32 bytes (that session's, see
 //	                    Plan), stamp str8 (that session's, see Start)
 type Info struct {
-	Share   [16]byte
-	Volume  VolumeInfo
-	Journal bool     // what follows is set
-	Done    int64    // bytes
-	Basis   [32]byte // of the interrupted session
-	Stamp   string   // of the source then
+	Share     [16]byte
+	Volume    VolumeInfo
+	Journal   bool     // Done, Basis and Stamp are set
+	Unwatched bool     // with Journal: somebody may have written the target since
+	Spent     bool     // the target's tree may not be read in place of it
+	Doubt     bool     // the whole of the target is to be compared
+	Done      int64    // bytes
+	Basis     [32]byte // of the interrupted session
+	Stamp     string   // of the source then
 }
 
 // Append adds the encoding to b.
 func (m Info) Append(b []byte) []byte {
-	b = m.Volume.append(putBool(append(b, m.Share[:]...), m.Journal))
+	flags := byte(0)
+	for i, set := range []bool{m.Journal, m.Unwatched, m.Spent, m.Doubt} {
+		if set {
+			flags |= 1 << i
+		}
+	}
+	b = m.Volume.append(append(append(b, m.Share[:]...), flags))
 	if !m.Journal {
 		return b
 	}
@@ -157,7 +169,11 @@ func (m Info) Append(b []byte) []byte {
 func (m *Info) Decode(b []byte) error {
 	r := reader{b: b, message: "Info"}
 	copy(m.Share[:], r.bytes("share", len(m.Share)))
-	m.Journal = r.bool("journal")
+	flags := r.between("flags", 0, 15)
+	m.Journal, m.Unwatched, m.Spent, m.Doubt = flags&1 != 0, flags&2 != 0, flags&4 != 0, flags&8 != 0
+	if m.Unwatched && !m.Journal {
+		r.bad("flags", "bit 1 without bit 0")
+	}
 	m.Volume.decode(&r)
 	m.Done, m.Basis, m.Stamp = 0, [32]byte{}, ""
 	if m.Journal {
