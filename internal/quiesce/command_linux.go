@@ -18,11 +18,22 @@ import (
 // long we wait for one that is killed.
 const grace = 500 * time.Millisecond
 
+// atWord runs a command once it is told to, and not at all if whoever started it
+// is gone before that.
+const atWord = `read -r go && exec /bin/sh -c "$1" </dev/null`
+
 // command runs one of the user's commands to its end. started is told the
-// process group before the command can have done much. The command is ended, as
-// a group, when the time is up or stop is closed.
+// process group before the command does anything: who is killed here leaves no
+// command that nobody knows of. The command is ended, as a group, when the time
+// is up or stop is closed.
 func (p *Plan) command(what step, text string, limit time.Duration, stop <-chan struct{}, started func(group int)) error {
-	cmd := exec.Command("/bin/sh", "-c", text)
+	cmd := exec.Command("/bin/sh", "-c", atWord, "sh", text)
+	wait, start, err := os.Pipe()
+	if err != nil {
+		return fmt.Errorf("%s command: %w", stepName[what], err)
+	}
+	defer start.Close()
+	cmd.Stdin = wait
 	out := &tail{}
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.Env = append(os.Environ(), "FAILBACK_DEVICE="+p.Device, "FAILBACK_MOUNT="+p.Mount, "FAILBACK_STEP="+stepName[what])
@@ -42,11 +53,16 @@ func (p *Plan) command(what step, text string, limit time.Duration, stop <-chan 
 			ended <- cmd.Wait()
 		}
 	}()
-	if err := <-begun; err != nil {
+	err = <-begun
+	_ = wait.Close() // the command has its own
+	if err != nil {
 		return fmt.Errorf("%s command: %w", stepName[what], err)
 	}
 	group := cmd.Process.Pid
 	started(group)
+	if _, err := start.WriteString("go\n"); err != nil {
+		return fmt.Errorf("%s command: %w", stepName[what], err)
+	}
 	late := time.NewTimer(limit)
 	defer late.Stop()
 	var cause string
