@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The programs that are there while a session reads one view: they mark what
+ * is written once more when it has ended. A mark of the queue may be taken and
+ * its block read before the write lands; this one comes after.
+ */
+#include "view.h"
+
+char LICENSE[] SEC("license") = "GPL";
+
+/* Set by the loader. */
+const volatile __u32 disk_number = 0;
+const volatile __u32 view_number = 0;
+const volatile __u32 by_request = 0; /* the disk's requests tell their place to the end */
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, MAX_VIEWS);
+	__type(key, __u32);
+	__type(value, struct view);
+} views SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE | BPF_F_INNER_MAP);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} bitmap SEC(".maps");
+
+struct place {
+	__u64 sector; /* of the disk */
+	__u64 end;
+};
+
+/* Where a bio began: at its end its iterator has moved on. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 32768);
+	__type(key, __u64); /* address of the bio */
+	__type(value, struct place);
+} inflight SEC(".maps");
+
+static __always_inline void mark(__u64 sector, __u64 end)
+{
+	struct change c = { .sector = sector, .end = end };
+	__u32 key = view_number;
+	struct view *v = bpf_map_lookup_elem(&views, &key);
+
+	if (v)
+		mark_view(v, &bitmap, &c);
+}
+
+static __always_inline void count_stranger(void)
+{
+	__u32 key = view_number;
+	struct view *v = bpf_map_lookup_elem(&views, &key);
+
+	if (v)
+		__sync_fetch_and_add(&v->strangers, 1);
+}
+
+SEC("tp_btf/block_bio_queue")
+int BPF_PROG(remember_bio, struct bio *bio)
+{
+	__u32 bytes = bio->bi_iter.bi_size;
+	__u64 key = (__u64)bio;
+	struct place at;
+
+	if (!(bio->bi_opf & 1) || !bytes || disk_of(bio->bi_bdev) != disk_number)
+		return 0;
+	at.sector = bio->bi_iter.bi_sector;
+	at.end = at.sector + (bytes >> 9);
+	/* Full: the end of the bio is a stranger's then. */
+	bpf_map_update_elem(&inflight, &key, &at, BPF_ANY);
+	return 0;
+}
+
+/* ended marks a bio that was remembered, and forgets it. */
+static __always_inline int ended(__u64 key)
+{
+	struct place *at = bpf_map_lookup_elem(&inflight, &key);
+	struct place copy;
+
+	if (!at)
+		return 0;
+	copy = *at;
+	bpf_map_delete_elem(&inflight, &key);
+	mark(copy.sector, copy.end);
+	return 1;
+}
+
+/* By address first: a driver may have sent the same bio on to another disk. */
+SEC("tp_btf/block_bio_complete")
+int BPF_PROG(mark_bio, struct request_queue *q, struct bio *bio)
+{
+	if (!(bio->bi_opf & 1))
+		return 0;
+	if (!ended((__u64)bio) && disk_of(bio->bi_bdev) == disk_number)
+		count_stranger();
+	return 0;
+}
+
+
+SEC("tp_btf/block_rq_complete")
+int BPF_PROG(mark_request, struct request *rq)
+{
+	struct request_queue *q;
+	struct gendisk *disk;
+	struct block_device *whole;
+	struct bio *bio;
+	int i;
+
+	if (!(rq->cmd_flags & 1))
+		return 0;
+	if (!by_request) {
+		bio = rq->bio;
+		for (i = 0; i < 256 && bio; i++) {
+			ended((__u64)bio);
+			bio = bio->bi_next;
+		}
+		if (bio)
+			count_stranger();
+		return 0;
+	}
+	q = rq->q;
+	if (!q)
+		return 0;
+	disk = q->disk;
+	if (!disk)
+		return 0;
+	whole = disk->part0;
+	if (!whole || whole->bd_dev != disk_number)
+		return 0;
+	/* Also what ended in part, and in error: what is there then is not known. */
+	if (rq->__data_len)
+		mark(rq->__sector, rq->__sector + ((rq->__data_len + 511) >> 9));
+	return 0;
+}

@@ -1,0 +1,152 @@
+package ebpf
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// device is what the kernel tells of a block device now.
+type device struct {
+	path    string
+	number  kernelNumber // its own
+	disk    kernelNumber // of the disk it is a part of, or is
+	start   uint64       // first sector on the disk
+	sectors uint64
+	diskseq uint64 // 0: not known
+	dir     string // in sysfs
+	diskDir string
+	request bool // the disk is driven by requests, which know their place to the end
+}
+
+// whole reports whether the device is a disk.
+func (d device) whole() bool { return d.number == d.disk }
+
+// identity is what the device is called when the caller has no better name.
+func (d device) identity() string {
+	return fmt.Sprintf("block:dev=%v,diskseq=%d,start=%d,size=%d", d.disk, d.diskseq, d.start, d.sectors*sector)
+}
+
+// lookDevice asks for a device by its path.
+func lookDevice(path string) (device, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return device{}, fmt.Errorf("look at %s: %w", path, err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFBLK {
+		return device{}, fmt.Errorf("look at %s: it is no block device; a file is tracked on a loop device over it", path)
+	}
+	d, err := lookNumber(numberOf(unix.Major(st.Rdev), unix.Minor(st.Rdev)))
+	d.path = path
+	if err != nil {
+		return d, fmt.Errorf("look at %s: %w", path, err)
+	}
+	return d, nil
+}
+
+// lookNumber asks for a device by its number.
+func lookNumber(n kernelNumber) (device, error) {
+	d := device{number: n, disk: n}
+	dir, err := filepath.EvalSymlinks("/sys/dev/block/" + n.String())
+	if err != nil {
+		return d, fmt.Errorf("device %v: %w", n, err)
+	}
+	d.dir, d.diskDir = dir, dir
+	if _, err := os.Stat(dir + "/partition"); err == nil {
+		d.diskDir = filepath.Dir(dir)
+		if d.disk, err = readNumber(d.diskDir + "/dev"); err != nil {
+			return d, err
+		}
+		if d.start, err = attrUint(dir + "/start"); err != nil {
+			return d, err
+		}
+	}
+	if d.sectors, err = attrUint(dir + "/size"); err != nil {
+		return d, err
+	}
+	if d.diskseq, err = attrUint(d.diskDir + "/diskseq"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return d, err
+	}
+	_, err = os.Stat(d.diskDir + "/mq")
+	d.request = err == nil
+	return d, nil
+}
+
+// refuse returns why the device cannot be tracked at all.
+func (d device) refuse() error {
+	if zoned := attr(d.diskDir + "/queue/zoned"); zoned != "none" && zoned != "" {
+		return fmt.Errorf("track %s: it is a zoned device (%s): its write pointers move by other commands than writes", d.path, zoned)
+	}
+	if attr(d.diskDir+"/queue/dax") == "1" {
+		return fmt.Errorf("track %s: it can be mapped directly (DAX): stores to such a mapping pass no block layer", d.path)
+	}
+	if d.sectors == 0 {
+		return fmt.Errorf("track %s: it has no size: nothing is attached to it", d.path)
+	}
+	if who := d.opaqueHolder(); who != "" {
+		return fmt.Errorf("track %s: it is a part of %s, which may send on requests that are not announced again; track %s", d.path, who, who)
+	}
+	return nil
+}
+
+// opaqueHolder names a driver on top of the disk that may hand its requests on
+// unannounced (md, bcache); "" when there is none. Device-mapper makes new ones.
+func (d device) opaqueHolder() string {
+	dirs, _ := filepath.Glob(d.diskDir + "/holders/*")
+	parts, _ := filepath.Glob(d.diskDir + "/*/holders/*")
+	for _, h := range append(dirs, parts...) {
+		if name := filepath.Base(h); !strings.HasPrefix(name, "dm-") {
+			return "/dev/" + name
+		}
+	}
+	return ""
+}
+
+// quiet reports whether no write to the disk is under way, as far as the kernel
+// counts them: it does not count what waits in a scheduler or a plug.
+func (d device) quiet() bool {
+	f := strings.Fields(attr(d.diskDir + "/inflight"))
+	return len(f) == 2 && f[1] == "0"
+}
+
+// attr returns a file of sysfs without its newline, "" where there is none.
+func attr(path string) string {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}
+
+func attrUint(path string) (uint64, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	n, err := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("read %s: %w", path, err)
+	}
+	return n, nil
+}
+
+// readNumber reads a "major:minor".
+func readNumber(path string) (kernelNumber, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	a, c, ok := strings.Cut(strings.TrimSpace(string(b)), ":")
+	major, err1 := strconv.ParseUint(a, 10, 12)
+	minor, err2 := strconv.ParseUint(c, 10, 20)
+	if !ok || err1 != nil || err2 != nil {
+		return 0, fmt.Errorf("read %s: %q is no device number", path, b)
+	}
+	return numberOf(uint32(major), uint32(minor)), nil
+}

@@ -1,0 +1,223 @@
+package ebpf
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+)
+
+// sharedMaps are the maps that all views share, and their programs.
+var (
+	sharedMaps     = []string{"disks", "groups", "views", "bitmaps", "counts"}
+	sharedPrograms = []string{"mark_queued", "see_passthrough"}
+)
+
+// kernel is the shared part of all trackers: the maps that the programs read.
+type kernel struct {
+	maps   map[string]*ebpf.Map
+	views  shared
+	groups shared
+}
+
+const groupSize = groupViews * 4 // bytes
+
+// openKernel returns what is pinned, or an error that wraps fs.ErrNotExist.
+func openKernel(p *pins) (*kernel, error) {
+	k := &kernel{maps: map[string]*ebpf.Map{}}
+	for _, name := range sharedMaps {
+		m, err := ebpf.LoadPinnedMap(p.shared(name), nil)
+		if err != nil {
+			k.close()
+			return nil, fmt.Errorf("open the pinned map %s: %w", name, err)
+		}
+		k.maps[name] = m
+	}
+	if err := k.share(); err != nil {
+		k.close()
+		return nil, err
+	}
+	return k, nil
+}
+
+// share maps views and groups. A map of another shape is refused: whoever made
+// it was not this program.
+func (k *kernel) share() error {
+	for name, size := range map[string]uint32{"views": viewSize, "groups": groupSize} {
+		if m := k.maps[name]; m.ValueSize() != size || m.MaxEntries() != maxViews {
+			return fmt.Errorf("pinned map %s has %d values of %d bytes, want %d of %d", name, m.MaxEntries(), m.ValueSize(), maxViews, size)
+		}
+	}
+	var err error
+	if k.views, err = mapShared(k.maps["views"], maxViews*viewSize); err != nil {
+		return err
+	}
+	k.groups, err = mapShared(k.maps["groups"], maxViews*groupSize)
+	return err
+}
+
+// makeKernel loads the programs and puts them to work. Cost: the verifier, some
+// 100 ms, for the first volume of a machine.
+func makeKernel(p *pins) (*kernel, error) {
+	spec, err := loadSpec("tracker", trackerObject)
+	if err != nil {
+		return nil, err
+	}
+	spec.Maps["bitmaps"].InnerMap = bitmapSpec(1)
+	c, err := ebpf.NewCollection(spec)
+	if err != nil {
+		return nil, explainLoad(err)
+	}
+	defer c.Close()
+	fresh := p.dir + "-new"
+	defer os.RemoveAll(fresh) // it is gone, by its name, when all is well
+	for _, dir := range []string{fresh, fresh + "/maps", fresh + "/links"} {
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("make a directory for pins: %w", err)
+		}
+	}
+	for _, name := range sharedMaps {
+		if err := c.Maps[name].Pin(filepath.Join(fresh, "maps", name)); err != nil {
+			return nil, fmt.Errorf("pin map %s: %w", name, err)
+		}
+	}
+	for _, name := range sharedPrograms {
+		if err := attachPinned(c.Programs[name], filepath.Join(fresh, "links", name)); err != nil {
+			return nil, err
+		}
+	}
+	// From here on the programs outlive this process.
+	if err := os.Rename(fresh, p.dir); err != nil {
+		return nil, fmt.Errorf("give the pins their name: %w", err)
+	}
+	return openKernel(p)
+}
+
+// attachPinned attaches a program for as long as there is the file.
+func attachPinned(prog *ebpf.Program, path string) error {
+	l, err := link.AttachTracing(link.TracingOptions{Program: prog})
+	if err != nil {
+		return fmt.Errorf("attach program %s: %w", filepath.Base(path), explainLoad(err))
+	}
+	defer l.Close() // the pin keeps it
+	if err := l.Pin(path); err != nil {
+		return fmt.Errorf("pin program %s: %w", filepath.Base(path), err)
+	}
+	return nil
+}
+
+// ensureKernel opens what is pinned, or makes it.
+func ensureKernel(p *pins) (*kernel, error) {
+	k, err := openKernel(p)
+	if errors.Is(err, fs.ErrNotExist) {
+		return makeKernel(p)
+	}
+	return k, err
+}
+
+func (k *kernel) close() error {
+	err := errors.Join(k.views.close(), k.groups.close())
+	k.views, k.groups = nil, nil
+	for _, m := range k.maps {
+		err = errors.Join(err, m.Close())
+	}
+	k.maps = nil
+	return err
+}
+
+// group returns the views of group i, each its number plus 1, 0 for none.
+func (k *kernel) group(i uint32) []uint32 {
+	return unsafeUint32s(k.groups[i*groupSize:], groupViews)
+}
+
+// enter makes the programs mark view i on its disk.
+func (k *kernel) enter(i int, disk kernelNumber) error {
+	at, err := k.groupOf(disk)
+	if err != nil {
+		return err
+	}
+	g := k.group(at)
+	for n := range g {
+		if g[n] == 0 {
+			storeUint32(&g[n], uint32(i)+1)
+			return nil
+		}
+	}
+	return fmt.Errorf("disk %v has %d tracked volumes already", disk, groupViews)
+}
+
+// groupOf returns the number of the group of a disk and makes one where there
+// is none. A group's number never changes as long as it has a view, so a
+// program never reads one while it is written.
+func (k *kernel) groupOf(disk kernelNumber) (uint32, error) {
+	var at uint32
+	switch err := k.maps["disks"].Lookup(uint32(disk), &at); {
+	case err == nil && at < maxViews:
+		return at, nil
+	case err == nil:
+		return 0, fmt.Errorf("disk %v is in group %d of %d", disk, at, maxViews)
+	case !errors.Is(err, ebpf.ErrKeyNotExist):
+		return 0, fmt.Errorf("look up disk %v: %w", disk, err)
+	}
+	used := map[uint32]bool{}
+	var number uint32
+	disks := k.maps["disks"].Iterate()
+	for disks.Next(&number, &at) {
+		used[at] = true
+	}
+	if err := disks.Err(); err != nil {
+		return 0, fmt.Errorf("list the tracked disks: %w", err)
+	}
+	for at = 0; used[at]; at++ {
+	}
+	if at >= maxViews {
+		return 0, fmt.Errorf("%d disks have tracked volumes already", maxViews)
+	}
+	clear(k.group(at))
+	if err := k.maps["disks"].Put(uint32(disk), at); err != nil {
+		return 0, fmt.Errorf("add disk %v: %w", disk, err)
+	}
+	return at, nil
+}
+
+// leave makes the programs forget view i; some may still be at work on it.
+func (k *kernel) leave(i int) error {
+	var number, at uint32
+	var empty []uint32
+	disks := k.maps["disks"].Iterate()
+	for disks.Next(&number, &at) {
+		if at >= maxViews {
+			continue
+		}
+		views := 0
+		for n := range k.group(at) {
+			p := &k.group(at)[n]
+			if *p == uint32(i)+1 {
+				storeUint32(p, 0)
+			} else if *p != 0 {
+				views++
+			}
+		}
+		if views == 0 {
+			empty = append(empty, number)
+		}
+	}
+	err := disks.Err()
+	for _, number := range empty {
+		err = errors.Join(err, k.maps["disks"].Delete(number))
+	}
+	return err
+}
+
+// settle returns when no program is at work on view i: an update of a map of
+// maps waits until every program that ran before has ended.
+func (k *kernel) settle(i int, bitmap *ebpf.Map) error {
+	if err := k.maps["bitmaps"].Put(uint32(i), bitmap); err != nil {
+		return fmt.Errorf("wait for the programs of view %d: %w", i, err)
+	}
+	return nil
+}

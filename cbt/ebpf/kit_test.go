@@ -1,0 +1,388 @@
+package ebpf
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/failback/failback/cbt"
+	"golang.org/x/sys/unix"
+)
+
+// The stage: real devices, and a bpffs of the test's own. All is taken down by
+// t.Cleanup.
+
+// needKernel skips where the kernel, or the user, cannot track. A kernel that
+// should be able to fails: a skip would hide a fault of ours.
+func needKernel(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root (CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN)")
+	}
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		t.Fatal(err)
+	}
+	var major, minor int
+	fmt.Sscanf(unix.ByteSliceToString(uts.Release[:]), "%d.%d", &major, &minor)
+	if _, err := os.Stat("/sys/kernel/btf/vmlinux"); err != nil {
+		t.Skipf("needs a kernel with BTF: %v", err)
+	}
+	if major < 5 || major == 5 && minor < 17 {
+		t.Skipf("needs Linux 5.17, this is %d.%d", major, minor)
+	}
+}
+
+func needTool(t testing.TB, names ...string) {
+	t.Helper()
+	for _, name := range names {
+		if _, err := exec.LookPath(name); err != nil {
+			t.Skipf("needs %s", name)
+		}
+	}
+}
+
+// ownFS mounts a bpffs that only this test sees.
+func ownFS(t testing.TB) string {
+	t.Helper()
+	needKernel(t)
+	dir := t.TempDir()
+	if err := mountFS(dir); err != nil {
+		if errors.Is(err, unix.EPERM) {
+			t.Skipf("needs to mount bpffs: %v", err)
+		}
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			_ = unix.Unmount(dir, unix.MNT_DETACH)
+			t.Errorf("unmount bpffs: %v", err)
+		}
+	})
+	return dir
+}
+
+// scratch is a directory in memory where there is one.
+func scratch(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "failback-ebpf")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+func makeFile(t testing.TB, path string, size int64) string {
+	t.Helper()
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(path, size); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// newLoop puts a loop device over a file; direct makes it pass writes by.
+func newLoop(t testing.TB, backing string, flags uint32) string {
+	t.Helper()
+	back, err := os.OpenFile(backing, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer back.Close()
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		t.Skipf("needs loop devices: %v", err)
+	}
+	defer control.Close()
+	conf := unix.LoopConfig{Fd: uint32(back.Fd())}
+	conf.Info.Flags = unix.LO_FLAGS_AUTOCLEAR | flags
+	for range 100 { // another process may take the free one first
+		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
+		if err != nil {
+			t.Skipf("needs a free loop device: %v", err)
+		}
+		path := fmt.Sprintf("/dev/loop%d", n)
+		dev, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			continue
+		}
+		if err := unix.IoctlLoopConfigure(int(dev.Fd()), &conf); err != nil {
+			dev.Close()
+			if errors.Is(err, unix.EBUSY) {
+				continue
+			}
+			t.Fatalf("configure %s: %v", path, err)
+		}
+		t.Cleanup(func() { dev.Close() }) // the last user's close detaches it
+		return path
+	}
+	t.Skip("needs a loop device: none stayed free")
+	return ""
+}
+
+// newZram adds a zram device.
+func newZram(t testing.TB, size int64) string {
+	t.Helper()
+	b, err := os.ReadFile("/sys/class/zram-control/hot_add")
+	if err != nil {
+		t.Skipf("needs zram: %v", err)
+	}
+	n := strings.TrimSpace(string(b))
+	path := "/dev/zram" + n
+	t.Cleanup(func() {
+		_ = os.WriteFile("/sys/block/zram"+n+"/reset", []byte("1"), 0)
+		if err := os.WriteFile("/sys/class/zram-control/hot_remove", []byte(n), 0); err != nil {
+			t.Errorf("remove %s: %v", path, err)
+		}
+	})
+	if err := os.WriteFile("/sys/block/zram"+n+"/disksize", fmt.Append(nil, size), 0); err != nil {
+		t.Skipf("needs a zram device of %d bytes: %v", size, err)
+	}
+	return path
+}
+
+// addPartition makes a partition of a disk without a partition table.
+func addPartition(t testing.TB, disk string, number int32, off, size int64) string {
+	t.Helper()
+	call := func(op int32) error {
+		f, err := os.Open(disk)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		part := struct {
+			start, length int64
+			pno           int32
+			_             [132]byte
+		}{start: off, length: size, pno: number}
+		arg := struct {
+			op, flags, datalen int32
+			data               unsafe.Pointer
+		}{op: op, datalen: int32(unsafe.Sizeof(part)), data: unsafe.Pointer(&part)}
+		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.BLKPG, uintptr(unsafe.Pointer(&arg))); errno != 0 {
+			return errno
+		}
+		return nil
+	}
+	if err := call(unix.BLKPG_ADD_PARTITION); err != nil {
+		t.Skipf("needs partitions on %s: %v", disk, err)
+	}
+	t.Cleanup(func() {
+		if !until(t, 10*time.Second, func() bool { return call(unix.BLKPG_DEL_PARTITION) == nil }) {
+			t.Errorf("partition %d of %s stays", number, disk)
+		}
+	})
+	return fmt.Sprintf("%sp%d", disk, number)
+}
+
+// until asks again and again, for a state of the kernel that tells nobody when
+// it changes.
+func until(t testing.TB, limit time.Duration, is func() bool) bool {
+	t.Helper()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	late := time.After(limit)
+	for !is() {
+		select {
+		case <-tick.C:
+		case <-late:
+			return false
+		}
+	}
+	return true
+}
+
+// mkfs makes a file system and mounts it on a new directory.
+func mkfs(t testing.TB, device, kind string) string {
+	t.Helper()
+	needTool(t, "mkfs."+kind)
+	args := map[string][]string{"ext4": {"-q", "-F"}, "xfs": {"-q", "-f"}, "btrfs": {"-q", "-f"}}[kind]
+	mustRun(t, "mkfs."+kind, append(args, device)...)
+	return mountOn(t, device, kind)
+}
+
+func mountOn(t testing.TB, device, kind string) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := unix.Mount(device, dir, kind, 0, map[string]string{"ext4": "discard", "xfs": "discard", "btrfs": "discard=sync"}[kind]); err != nil {
+		t.Skipf("needs mounts of %s: %v", kind, err)
+	}
+	t.Cleanup(func() { unmount(t, dir) })
+	return dir
+}
+
+func unmount(t testing.TB, dir string) {
+	t.Helper()
+	err := unix.Unmount(dir, 0)
+	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) { // it is not mounted any more
+		_ = unix.Unmount(dir, unix.MNT_DETACH)
+		t.Errorf("unmount %s: %v", dir, err)
+	}
+}
+
+func mustRun(t testing.TB, name string, args ...string) {
+	t.Helper()
+	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+}
+
+// start tracks a device until the test ends.
+func start(t testing.TB, device string, o Options) *Tracker {
+	t.Helper()
+	if o.FS == "" {
+		o.FS = ownFS(t)
+	}
+	tr, err := Start(t.Context(), device, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { stop(t, tr) })
+	return tr
+}
+
+// stop stops a tracker that a test may have stopped or closed itself.
+func stop(t testing.TB, tr *Tracker) {
+	t.Helper()
+	if _, err := tr.Stop(); err != nil && !errors.Is(err, os.ErrClosed) {
+		t.Error(err)
+	}
+}
+
+// sealed tracks a device and seals an epoch.
+func sealed(t testing.TB, device string, o Options, e cbt.Epoch) *Tracker {
+	t.Helper()
+	tr := start(t, device, o)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := tr.Drain(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := tr.Seal(e); err != nil {
+		t.Fatal(err)
+	}
+	return tr
+}
+
+func openFile(t testing.TB, path string, flags int) *os.File {
+	t.Helper()
+	f, err := os.OpenFile(path, flags, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+// aligned is n bytes for direct I/O.
+func aligned(n int) []byte {
+	p := make([]byte, n+4096)
+	skip := -int(uintptr(unsafe.Pointer(&p[0]))) & 4095
+	return p[skip : skip+n : skip+n]
+}
+
+// writeDirect writes n bytes of fill around the page cache.
+func writeDirect(t testing.TB, f *os.File, off int64, n int, fill byte) {
+	t.Helper()
+	p := aligned(n)
+	for i := range p {
+		p[i] = fill
+	}
+	if _, err := f.WriteAt(p, off); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func mustTake(t testing.TB, tr *Tracker, e cbt.Epoch) *cbt.Taken {
+	t.Helper()
+	taken, err := tr.Take(t.Context(), e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return taken
+}
+
+func mustPutBack(t testing.TB, tr *Tracker, taken *cbt.Taken, proven ...cbt.Extent) {
+	t.Helper()
+	if err := tr.PutBack(taken, proven); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func mustMap(t testing.TB, tr *Tracker) *cbt.Map {
+	t.Helper()
+	m, err := tr.Map()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// frozen is a loop device over a file whose file system can be frozen: a write
+// to the device waits then, with its mark made and its bytes not on the device.
+type frozen struct {
+	device string
+	dir    *os.File
+	held   bool
+}
+
+const (
+	ioctlFreeze = 0xc0045877
+	ioctlThaw   = 0xc0045878
+)
+
+func newFrozen(t testing.TB, size int64) *frozen {
+	t.Helper()
+	needKernel(t)
+	below := newLoop(t, makeFile(t, filepath.Join(scratch(t), "below.img"), size*2+64<<20), 0)
+	dir := mkfs(t, below, "ext4")
+	f := &frozen{device: newLoop(t, makeFile(t, filepath.Join(dir, "disk.img"), size), 0)}
+	var err error
+	if f.dir, err = os.Open(dir); err != nil {
+		t.Fatal(err)
+	}
+	// In this order at the end: thaw, close, detach the upper device, unmount.
+	t.Cleanup(func() {
+		f.thaw(t)
+		f.dir.Close()
+	})
+	return f
+}
+
+func (f *frozen) freeze(t testing.TB) {
+	t.Helper()
+	if err := unix.IoctlSetInt(int(f.dir.Fd()), ioctlFreeze, 0); err != nil {
+		t.Fatalf("freeze: %v", err)
+	}
+	f.held = true
+}
+
+func (f *frozen) thaw(t testing.TB) {
+	t.Helper()
+	if !f.held {
+		return
+	}
+	if err := unix.IoctlSetInt(int(f.dir.Fd()), ioctlThaw, 0); err != nil {
+		t.Errorf("thaw: %v", err)
+	}
+	f.held = false
+}
+
+// ioctlRange calls an ioctl that takes an offset and a length in bytes.
+func ioctlRange(f *os.File, request uintptr, off, n int64) error {
+	arg := [2]uint64{uint64(off), uint64(n)}
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), request, uintptr(unsafe.Pointer(&arg))); errno != 0 {
+		return os.NewSyscallError("ioctl", errno)
+	}
+	return nil
+}

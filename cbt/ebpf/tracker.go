@@ -1,0 +1,226 @@
+package ebpf
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+
+	"github.com/cilium/ebpf"
+	"github.com/failback/failback/cbt"
+)
+
+var (
+	_ cbt.Tracker = (*Tracker)(nil)
+	_ cbt.Sealer  = (*Tracker)(nil)
+)
+
+// Tracker is the hold of this process on what the kernel records of one block
+// device. One process has it at a time. Closed or killed, the recording goes on.
+//
+// Memory of the kernel: three bits a block, 96 MiB for 1 TiB in blocks of 4 KiB.
+type Tracker struct {
+	device  string
+	request bool // of device
+	number  int  // of the view
+	dir     string
+	pins    *pins // unlocked
+	k       *kernel
+	bitmap  *ebpf.Map
+	memory  shared // of bitmap
+	lock    *os.File
+
+	// mu orders all methods. The programs know no lock.
+	mu     sync.Mutex
+	rec    view
+	planes *planes
+	closed bool
+
+	// m has all that user space holds: taken from the programs and not proven.
+	// The plane held is its shadow.
+	m   *cbt.DirtyMap
+	out int // taken maps
+
+	seen      *cbt.DirtyMap // all that was taken since the session is armed
+	strangers uint64        // their number at the last take
+	adopted   bool          // the session was armed by a process that is dead
+}
+
+// errUndrained says that the start is not over.
+var errUndrained = errors.New("writes that were under way when tracking began have not ended yet: pause the writers for a moment and call Drain")
+
+// lostStranger is why an adopted session loses the epoch to a stranger: its mark
+// may be among what the dead process took and had proven.
+const lostStranger = "a write ended whose begin was not seen, after a session that was killed"
+
+func (t *Tracker) errorf(what string, err error) error {
+	return fmt.Errorf("%s of tracked %s: %w", what, t.device, err)
+}
+
+// open maps the memory of view i. The caller has the pins locked.
+func (t *Tracker) open(i int) error {
+	t.number, t.dir, t.rec = i, t.pins.view(i), t.k.views.view(i)
+	if err := t.rec.check(); err != nil {
+		return err
+	}
+	lock, err := lockDir(t.dir, false)
+	if err != nil {
+		return fmt.Errorf("another process has the tracker open: %w", err)
+	}
+	t.lock = lock
+	if err := t.openBitmap(); err != nil {
+		return err
+	}
+	for _, m := range []**cbt.DirtyMap{&t.m, &t.seen} {
+		if *m, err = cbt.NewDirtyMap(t.planes.size, t.planes.block); err != nil {
+			return err
+		}
+	}
+	t.planes.heldTo(t.m)
+	t.strangers = t.rec.get(offSeenStranger)
+	t.adopted = t.armed()
+	if t.adopted && t.rec.get(offStrangers) != t.strangers {
+		t.lose(lostStranger)
+	}
+	return nil
+}
+
+// openBitmap maps the planes.
+func (t *Tracker) openBitmap() error {
+	var err error
+	if t.bitmap, err = ebpf.LoadPinnedMap(t.dir+"/bitmap", nil); err != nil {
+		return fmt.Errorf("open the pinned bitmap: %w", err)
+	}
+	words := t.rec.get(offWords) * planeCount
+	if uint64(t.bitmap.MaxEntries()) != words || t.bitmap.ValueSize() != 8 {
+		return fmt.Errorf("the pinned bitmap has %d values of %d bytes, want %d of 8", t.bitmap.MaxEntries(), t.bitmap.ValueSize(), words)
+	}
+	if t.memory, err = mapShared(t.bitmap, words*8); err != nil {
+		return err
+	}
+	t.planes = planesOf(t.memory, t.rec)
+	return nil
+}
+
+// Close gives the tracker back; the recording goes on. It rests first, see
+// [Tracker.Rest], and counts maps that are out as put back whole.
+func (t *Tracker) Close(ctx context.Context) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return nil
+	}
+	t.out = 0 // the plane has them
+	return errors.Join(t.rest(ctx), t.release())
+}
+
+// release gives back what open acquired.
+func (t *Tracker) release() error {
+	t.closed = true
+	t.planes, t.rec = nil, nil
+	err := t.memory.close()
+	t.memory = nil
+	if t.bitmap != nil {
+		err = errors.Join(err, t.bitmap.Close())
+	}
+	if t.lock != nil {
+		err = errors.Join(err, t.lock.Close())
+	}
+	return errors.Join(err, t.k.close())
+}
+
+// Take implements cbt.Tracker. The first one puts the programs to work that
+// mark a write when it ends, see session.go; [Tracker.Rest] ends them. Cost: one
+// pass over the bitmap, 64 MiB in some 20 ms, and for the first take some
+// 100 ms.
+func (t *Tracker) Take(ctx context.Context, since cbt.Epoch) (*cbt.Taken, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := context.Cause(ctx); err != nil {
+		return nil, t.errorf("take the map", err)
+	}
+	if t.closed {
+		return nil, t.errorf("take the map", os.ErrClosed)
+	}
+	if err := t.trust().Check(since); err != nil {
+		return nil, t.errorf("take the map", err)
+	}
+	if err := t.arm(); err != nil {
+		return nil, t.errorf("take the map", err)
+	}
+	// Before the bits: a stranger that comes later is the next take's.
+	strangers := t.rec.get(offStrangers)
+	t.planes.move(t.m)
+	if strangers != t.strangers {
+		if t.adopted {
+			t.lose(lostStranger)
+		}
+		t.remark(strangers)
+	}
+	// Once more: what became known meanwhile is about this take, too. The bits
+	// are user space's already, which changes nothing.
+	if err := t.trust().Check(since); err != nil {
+		return nil, t.errorf("take the map", err)
+	}
+	taken := t.m.Take()
+	for r := range taken.Runs() {
+		t.seen.Mark(r.Off, r.Len())
+	}
+	t.out++
+	return taken, nil
+}
+
+// remark makes all that this session has taken dirty again, for strangers.
+func (t *Tracker) remark(strangers uint64) {
+	for r := range t.seen.Runs() {
+		t.planes.mark(r.Extent)
+	}
+	t.planes.move(t.m)
+	t.strangers = strangers
+	t.rec.set(offSeenStranger, strangers) // after the bits: killed before, it is done again
+}
+
+// PutBack implements cbt.Tracker.
+func (t *Tracker) PutBack(taken *cbt.Taken, proven []cbt.Extent) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return t.errorf("put back", os.ErrClosed)
+	}
+	if err := t.m.PutBack(taken, proven); err != nil {
+		return t.errorf("put back", err)
+	}
+	t.out--
+	t.planes.hold(t.m.Runs())
+	return nil
+}
+
+// Map returns what is not proven, taken maps included, and clears nothing. It
+// has the identity and the epoch. The map of a tracker that vouches for nothing
+// has epoch 0: who loads it does not believe it. Cost: see cbt.DirtyMap.Map.
+func (t *Tracker) Map() (*cbt.Map, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return nil, t.errorf("map", os.ErrClosed)
+	}
+	return t.snapshot()
+}
+
+func (t *Tracker) snapshot() (*cbt.Map, error) {
+	all, err := cbt.NewDirtyMap(t.planes.size, t.planes.block)
+	if err != nil {
+		return nil, err
+	}
+	for r := range t.m.Runs() {
+		all.Add(r)
+	}
+	t.planes.peek(all)
+	m := all.Map()
+	m.Identity = t.rec.text(offIdentity)
+	if trust := t.trust(); trust.Lost == "" {
+		m.Epoch = trust.Since
+	}
+	return m, nil
+}

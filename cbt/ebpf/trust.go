@@ -1,0 +1,129 @@
+package ebpf
+
+import (
+	"fmt"
+	"os"
+
+	"github.com/failback/failback/cbt"
+)
+
+// doubt returns why nothing can be vouched for from now on, "" if all is well.
+// Everything but the counters is asked of the system at each call.
+func (t *Tracker) doubt() string {
+	if why := t.deviceDoubt(); why != "" {
+		return why
+	}
+	for _, name := range sharedPrograms {
+		if _, err := os.Stat(t.pins.link(name)); err != nil {
+			return fmt.Sprintf("the kernel program %s was detached by somebody", name)
+		}
+	}
+	if n := t.rec.get(offLost); n > 0 {
+		return fmt.Sprintf("%d writes could not be marked", n)
+	}
+	if n := t.rec.get(offPassthrough) - t.rec.get(offBasePass); n > 0 {
+		return fmt.Sprintf("%d commands were passed through to the disk (SG_IO or the like), which may have written", n)
+	}
+	return ""
+}
+
+// deviceDoubt returns why the device is no longer the one that was tracked.
+func (t *Tracker) deviceDoubt() string {
+	d, err := lookNumber(kernelNumber(t.rec.get(offDevice)))
+	switch start, size := t.rec.get(offStart), t.rec.size(); {
+	case err != nil:
+		return "the device is gone: " + err.Error()
+	case d.diskseq != t.rec.get(offDiskSeq):
+		return fmt.Sprintf("the device was replaced: disk number %d in sequence has its number now, tracked was %d", d.diskseq, t.rec.get(offDiskSeq))
+	case uint32(d.disk) != t.rec.get32(offDisk):
+		return fmt.Sprintf("the device was renumbered: it is on disk %v now, tracked was %v", d.disk, kernelNumber(t.rec.get32(offDisk)))
+	case d.start != start:
+		return fmt.Sprintf("the partition was moved from sector %d to %d", start, d.start)
+	case int64(d.sectors)*sector != size || t.rec.get(offBeyond) > 0:
+		return fmt.Sprintf("the device was resized from %d to %d bytes", size, int64(d.sectors)*sector)
+	}
+	if attr(d.diskDir+"/queue/dax") == "1" {
+		return "the device can be mapped directly (DAX)"
+	}
+	if who := d.opaqueHolder(); who != "" {
+		return fmt.Sprintf("the device became a part of %s, which may send on requests that are not announced again", who)
+	}
+	return ""
+}
+
+// trust asks for doubts and keeps the first one for good: a device that was
+// replaced and put back is not the one that was tracked all the time.
+func (t *Tracker) trust() cbt.Trust {
+	if t.rec.text(offReason) == "" {
+		if why := t.doubt(); why != "" {
+			t.lose(why)
+		}
+	}
+	return cbt.Trust{Since: cbt.Epoch(t.rec.get(offEpoch)), Lost: t.rec.text(offReason)}
+}
+
+func (t *Tracker) lose(why string) {
+	if why == "" {
+		why = "no reason given"
+	}
+	if t.rec.text(offReason) == "" {
+		t.rec.setText(offReason, why)
+	}
+}
+
+// Trust implements cbt.Tracker.
+func (t *Tracker) Trust() cbt.Trust {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return cbt.Trust{Lost: "the tracker is closed"}
+	}
+	return t.trust()
+}
+
+// Lose makes the tracker vouch for nothing until the next Seal, for the given
+// reason: the caller knows of a write that passed no block layer. It forgets no
+// mark, and outlives the process.
+func (t *Tracker) Lose(reason string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.closed {
+		t.lose(reason)
+	}
+}
+
+// Seal implements cbt.Sealer. It refuses what no new epoch can put right: a
+// device that was replaced or resized is stopped and started anew. It also
+// refuses while writes that were under way at the start have not ended.
+func (t *Tracker) Seal(e cbt.Epoch) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch since := cbt.Epoch(t.rec0(offEpoch)); {
+	case t.closed:
+		return t.errorf("seal epoch", os.ErrClosed)
+	case e <= since:
+		return t.errorf("seal epoch", fmt.Errorf("%d is not above %d, the last one", e, since))
+	case t.out > 0:
+		return t.errorf("seal epoch", fmt.Errorf("%d taken maps are out, put them back first", t.out))
+	case t.rec.get(offDrained) == 0:
+		return t.errorf("seal epoch", errUndrained)
+	case t.rec.get(offLost) > 0:
+		return t.errorf("seal epoch", fmt.Errorf("%d writes could not be marked: stop tracking and start anew", t.rec.get(offLost)))
+	}
+	if why := t.deviceDoubt(); why != "" {
+		t.lose(why)
+		return t.errorf("seal epoch", fmt.Errorf("%s: stop tracking and start anew", why))
+	}
+	t.rec.set(offBasePass, t.rec.get(offPassthrough))
+	t.rec.set(offEpoch, uint64(e))
+	t.rec.clearText(offReason) // last: until here the old reason holds
+	return nil
+}
+
+// rec0 reads a number of the record, 0 when the tracker is closed.
+func (t *Tracker) rec0(off int) uint64 {
+	if t.closed {
+		return 0
+	}
+	return t.rec.get(off)
+}
