@@ -14,7 +14,8 @@ import (
 
 // deviceVolume writes a device through its page cache and waits for the device.
 type deviceVolume struct {
-	f *os.File
+	f    *os.File
+	unit int64 // bytes: what the device discards in
 	// A discard drops pages that a write beside it may be filling: what the
 	// cache holds then is not what the device does. So they take turns.
 	turns sync.RWMutex
@@ -29,9 +30,9 @@ func (v *deviceVolume) WriteAt(p []byte, off int64) (int, error) {
 	return n, errors.Join(err, v.f.Sync())
 }
 
-// discard gives whole sectors back and writes zeroes to the rest.
+// discard gives whole units back and writes zeroes to the rest.
 func (v *deviceVolume) discard(off, n int64) error {
-	first, end := (off+sector-1)/sector*sector, (off+n)/sector*sector
+	first, end := (off+v.unit-1)/v.unit*v.unit, (off+n)/v.unit*v.unit
 	if first >= end {
 		_, err := v.WriteAt(make([]byte, n), off)
 		return err
@@ -58,15 +59,31 @@ func discardRange(f *os.File, off, n int64) error {
 func TestConformance(t *testing.T) {
 	needKernel(t)
 	const size = 80*cbt.MinBlock - 512
+	dir := newFreezer(t, 64<<20)
 	cbttest.Run(t, func(t testing.TB) cbttest.Subject {
-		f := newFrozen(t, size)
+		f := newFrozen(t, dir, size)
 		tr := sealed(t, f.device, Options{}, 7)
-		v := &deviceVolume{f: openFile(t, f.device, os.O_RDWR)}
+		v := &deviceVolume{f: openFile(t, f.device, os.O_RDWR), unit: sector}
 		return cbttest.Subject{
 			Tracker: tr, Volume: v, Size: size, Block: cbt.MinBlock, Epoch: 7,
 			Discard: v.discard,
 			Lose:    func() { tr.Lose("told to") },
 			Stall:   func(p []byte, off int64) func() error { return stall(t, f, tr, v, p, off) },
+		}
+	})
+}
+
+// Of a device that is not driven by requests. Its writes cannot be held.
+func TestConformanceOfBios(t *testing.T) {
+	needKernel(t)
+	const size = 80 * cbt.MinBlock
+	path := newZram(t, size)
+	cbttest.Run(t, func(t testing.TB) cbttest.Subject {
+		tr := sealed(t, path, Options{}, 7)
+		v := &deviceVolume{f: openFile(t, path, os.O_RDWR), unit: cbt.MinBlock}
+		return cbttest.Subject{
+			Tracker: tr, Volume: v, Size: size, Block: cbt.MinBlock, Epoch: 7,
+			Discard: v.discard, Lose: func() { tr.Lose("told to") },
 		}
 	})
 }

@@ -91,8 +91,15 @@ func makeFile(t testing.TB, path string, size int64) string {
 	return path
 }
 
-// newLoop puts a loop device over a file; direct makes it pass writes by.
+// newLoop puts a loop device over a file until the test ends.
 func newLoop(t testing.TB, backing string, flags uint32) string {
+	t.Helper()
+	path, _ := briefLoop(t, backing, flags)
+	return path
+}
+
+// briefLoop puts a loop device over a file until detach is called.
+func briefLoop(t testing.TB, backing string, flags uint32) (path string, detach func()) {
 	t.Helper()
 	back, err := os.OpenFile(backing, os.O_RDWR, 0)
 	if err != nil {
@@ -123,11 +130,12 @@ func newLoop(t testing.TB, backing string, flags uint32) string {
 			}
 			t.Fatalf("configure %s: %v", path, err)
 		}
-		t.Cleanup(func() { dev.Close() }) // the last user's close detaches it
-		return path
+		detach = func() { dev.Close() } // the last user's close detaches it
+		t.Cleanup(detach)
+		return path, detach
 	}
 	t.Skip("needs a loop device: none stayed free")
-	return ""
+	return "", nil
 }
 
 // newZram adds a zram device.
@@ -341,12 +349,19 @@ const (
 	ioctlThaw   = 0xc0045878
 )
 
-func newFrozen(t testing.TB, size int64) *frozen {
+// newFreezer mounts a file system for what newFrozen makes.
+func newFreezer(t testing.TB, size int64) string {
 	t.Helper()
 	needKernel(t)
-	below := newLoop(t, makeFile(t, filepath.Join(scratch(t), "below.img"), size*2+64<<20), 0)
-	dir := mkfs(t, below, "ext4")
-	f := &frozen{device: newLoop(t, makeFile(t, filepath.Join(dir, "disk.img"), size), 0)}
+	return mkfs(t, newLoop(t, makeFile(t, filepath.Join(scratch(t), "below.img"), size), 0), "ext4")
+}
+
+// newFrozen makes a device of size bytes over a file in dir, on a file system
+// of newFreezer that is frozen as a whole.
+func newFrozen(t testing.TB, dir string, size int64) *frozen {
+	t.Helper()
+	path := makeFile(t, filepath.Join(dir, "disk.img"), size)
+	f := &frozen{device: newLoop(t, path, 0)}
 	var err error
 	if f.dir, err = os.Open(dir); err != nil {
 		t.Fatal(err)
@@ -385,4 +400,16 @@ func ioctlRange(f *os.File, request uintptr, off, n int64) error {
 		return os.NewSyscallError("ioctl", errno)
 	}
 	return nil
+}
+
+const (
+	unixDirect = unix.O_DIRECT
+	second     = time.Second
+)
+
+// ended is a context that is over.
+func ended(t testing.TB) context.Context {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	return ctx
 }

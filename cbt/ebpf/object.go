@@ -40,3 +40,6 @@ const (
 	flagMmapable = 1 << 10
 	flagInnerMap = 1 << 12
 )
+
+// builtWith is the version of clang that made the objects.
+const builtWith = "14."

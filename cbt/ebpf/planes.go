@@ -35,11 +35,13 @@ func planesOf(mem shared, v view) *planes {
 // place at least. A bit that is set again between the two was set before the
 // clearing, so it is in the answer.
 //
-// Discards first: where both planes have a block, dirty wins in either order,
-// and a write that comes after its discard was moved is in the next answer.
+// Dirty first: a discard that stays behind was marked after both planes of its
+// block were moved, so the mark of a write that came after it stays, too. The
+// other way round that mark could be taken and proven, and the discard would be
+// the last word on a block that holds data.
 func (p *planes) move(m *cbt.DirtyMap) {
-	p.moveOne(p.discarded, m.Discard)
 	p.moveOne(p.dirty, m.Mark)
+	p.moveOne(p.discarded, m.Discard)
 }
 
 func (p *planes) moveOne(plane []uint64, add func(off, n int64)) {

@@ -31,6 +31,7 @@ enum {
 
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
+#include <bpf/bpf_core_read.h>
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
@@ -54,6 +55,7 @@ struct bio {
 	struct bio *bi_next;
 	struct block_device *bi_bdev;
 	__u32 bi_opf;
+	__u8 bi_status;
 	struct bvec_iter bi_iter;
 };
 

@@ -42,9 +42,17 @@ struct {
 	__type(value, struct place);
 } inflight SEC(".maps");
 
-static __always_inline void mark(__u64 sector, __u64 end)
+static __always_inline int is_discard(__u32 opf)
 {
-	struct change c = { .sector = sector, .end = end };
+	__u32 op = opf & OP_MASK;
+
+	return op == OP_DISCARD || op == OP_SECURE_ERASE;
+}
+
+/* A discard that failed may have changed anything: it counts as a write. */
+static __always_inline void mark(__u64 sector, __u64 end, int discard)
+{
+	struct change c = { .sector = sector, .end = end, .discard = discard, .ended = 1 };
 	__u32 key = view_number;
 	struct view *v = bpf_map_lookup_elem(&views, &key);
 
@@ -78,7 +86,7 @@ int BPF_PROG(remember_bio, struct bio *bio)
 }
 
 /* ended marks a bio that was remembered, and forgets it. */
-static __always_inline int ended(__u64 key)
+static __always_inline int ended(__u64 key, int discard)
 {
 	struct place *at = bpf_map_lookup_elem(&inflight, &key);
 	struct place copy;
@@ -87,7 +95,7 @@ static __always_inline int ended(__u64 key)
 		return 0;
 	copy = *at;
 	bpf_map_delete_elem(&inflight, &key);
-	mark(copy.sector, copy.end);
+	mark(copy.sector, copy.end, discard);
 	return 1;
 }
 
@@ -97,44 +105,67 @@ int BPF_PROG(mark_bio, struct request_queue *q, struct bio *bio)
 {
 	if (!(bio->bi_opf & 1))
 		return 0;
-	if (!ended((__u64)bio) && disk_of(bio->bi_bdev) == disk_number)
+	if (!ended((__u64)bio, !bio->bi_status && is_discard(bio->bi_opf)) &&
+	    disk_of(bio->bi_bdev) == disk_number)
 		count_stranger();
 	return 0;
 }
 
+/* The bios of a request, from the first one that has not ended. */
+struct walk {
+	__u64 bio; /* address */
+	__u64 discard;
+};
+
+static long walk_bio(__u32 n, struct walk *w)
+{
+	struct bio *bio = (struct bio *)w->bio;
+
+	if (!bio)
+		return 1;
+	if (by_request) {
+		__u64 sector = BPF_CORE_READ(bio, bi_iter.bi_sector);
+		__u32 bytes = BPF_CORE_READ(bio, bi_iter.bi_size);
+
+		mark(sector, sector + (bytes >> 9), w->discard);
+	} else {
+		ended(w->bio, w->discard);
+	}
+	w->bio = (__u64)BPF_CORE_READ(bio, bi_next);
+	return 0;
+}
+
+#define MAX_BIOS 65536 /* of a request */
 
 SEC("tp_btf/block_rq_complete")
-int BPF_PROG(mark_request, struct request *rq)
+int BPF_PROG(mark_request, struct request *rq, __u32 error)
 {
 	struct request_queue *q;
 	struct gendisk *disk;
 	struct block_device *whole;
-	struct bio *bio;
-	int i;
+	struct walk w = {};
+	int discard;
 
 	if (!(rq->cmd_flags & 1))
 		return 0;
-	if (!by_request) {
-		bio = rq->bio;
-		for (i = 0; i < 256 && bio; i++) {
-			ended((__u64)bio);
-			bio = bio->bi_next;
+	discard = is_discard(rq->cmd_flags);
+	w.bio = (__u64)rq->bio;
+	w.discard = discard && !error;
+	if (by_request) {
+		q = rq->q;
+		disk = q ? q->disk : 0;
+		whole = disk ? disk->part0 : 0;
+		if (!whole || whole->bd_dev != disk_number)
+			return 0;
+		/* Also what ended in part, and in error: what is there then is not known. */
+		if (!discard && rq->__data_len) {
+			mark(rq->__sector, rq->__sector + ((rq->__data_len + 511) >> 9), 0);
+			return 0;
 		}
-		if (bio)
-			count_stranger();
-		return 0;
+		/* The ranges of one request to discard need not be next to each other. */
 	}
-	q = rq->q;
-	if (!q)
-		return 0;
-	disk = q->disk;
-	if (!disk)
-		return 0;
-	whole = disk->part0;
-	if (!whole || whole->bd_dev != disk_number)
-		return 0;
-	/* Also what ended in part, and in error: what is there then is not known. */
-	if (rq->__data_len)
-		mark(rq->__sector, rq->__sector + ((rq->__data_len + 511) >> 9));
+	bpf_loop(MAX_BIOS, walk_bio, &w, 0);
+	if (w.bio)
+		count_stranger();
 	return 0;
 }

@@ -31,6 +31,7 @@ struct view {
 struct span {
 	void *bits;
 	__u64 base; /* first word of the plane */
+	__u64 unless; /* first word of a plane whose blocks are left out, 0: none */
 	__u64 first, end; /* blocks */
 	__u64 failed; /* a word could not be reached; a count would have no end for the verifier */
 };
@@ -45,6 +46,15 @@ static __always_inline void set_word(struct span *s, __u64 word)
 		mask &= ~0ULL << ((s->first - from) & 63);
 	if (s->end < from + 64)
 		mask &= ~0ULL >> ((from + 64 - s->end) & 63);
+	if (s->unless) {
+		__u32 other = s->unless + word;
+
+		p = bpf_map_lookup_elem(s->bits, &other);
+		if (p)
+			mask &= ~*(volatile __u64 *)p;
+		if (!mask)
+			return;
+	}
 	p = bpf_map_lookup_elem(s->bits, &key);
 	if (!p) {
 		s->failed = 1;
@@ -87,11 +97,16 @@ struct change {
 	__u64 sector; /* of the disk */
 	__u64 end;
 	__u32 discard;
+	__u32 ended; /* it was recorded before, when it was queued */
 };
 
 /*
  * mark_view records c in the bitmap of v: whole blocks of a discard as such,
  * all else as dirty.
+ *
+ * A discard that has ended is still recorded if no take came since it was
+ * queued. Where one came, the block is dirty: it may have been written after
+ * the discard, and that mark be taken, proven and gone.
  */
 static __always_inline void mark_view(struct view *v, void *bits, struct change *c)
 {
@@ -126,7 +141,10 @@ static __always_inline void mark_view(struct view *v, void *bits, struct change 
 			s.first = end; /* and behind */
 			s.end = last;
 			failed = set_span(&s);
-			s.base = PLANE_DISCARDED * v->words;
+			if (c->ended)
+				s.unless = PLANE_DISCARDED * v->words;
+			else
+				s.base = PLANE_DISCARDED * v->words;
 			s.first = first;
 			s.end = end;
 		}
