@@ -57,12 +57,13 @@ func discardRange(f *os.File, off, n int64) error {
 }
 
 func TestConformance(t *testing.T) {
+	t.Parallel()
 	needKernel(t)
 	const size = 80*cbt.MinBlock - 512
-	dir := newFreezer(t, 64<<20)
+	dir, fs := newFreezer(t, 64<<20), warmFS(t)
 	cbttest.Run(t, func(t testing.TB) cbttest.Subject {
 		f := newFrozen(t, dir, size)
-		tr := sealed(t, f.device, Options{}, 7)
+		tr := sealed(t, f.device, Options{FS: fs}, 7)
 		v := &deviceVolume{f: openFile(t, f.device, os.O_RDWR), unit: sector}
 		return cbttest.Subject{
 			Tracker: tr, Volume: v, Size: size, Block: cbt.MinBlock, Epoch: 7,
@@ -75,17 +76,27 @@ func TestConformance(t *testing.T) {
 
 // Of a device that is not driven by requests. Its writes cannot be held.
 func TestConformanceOfBios(t *testing.T) {
+	t.Parallel()
 	needKernel(t)
 	const size = 80 * cbt.MinBlock
-	path := newZram(t, size)
+	path, fs := newZram(t, size), warmFS(t)
 	cbttest.Run(t, func(t testing.TB) cbttest.Subject {
-		tr := sealed(t, path, Options{}, 7)
+		tr := sealed(t, path, Options{FS: fs}, 7)
 		v := &deviceVolume{f: openFile(t, path, os.O_RDWR), unit: cbt.MinBlock}
 		return cbttest.Subject{
 			Tracker: tr, Volume: v, Size: size, Block: cbt.MinBlock, Epoch: 7,
 			Discard: v.discard, Lose: func() { tr.Lose("told to") },
 		}
 	})
+}
+
+// warmFS is a bpffs whose programs stay as long as the test: another device is
+// tracked.
+func warmFS(t testing.TB) string {
+	t.Helper()
+	fs := ownFS(t)
+	start(t, newLoop(t, makeFile(t, scratch(t)+"/other", 1<<20), 0), Options{FS: fs})
+	return fs
 }
 
 // stall starts a write that waits for the frozen file system.

@@ -109,10 +109,20 @@ func (d device) opaqueHolder() string {
 }
 
 // quiet reports whether no write to the disk is under way, as far as the kernel
-// counts them: it does not count what waits in a scheduler or a plug.
-func (d device) quiet() bool {
+// counts them, and what it has counted so far. It does not count what waits in a
+// plug or a scheduler. A plug is emptied when its task sleeps, so it is the caller
+// who asks more than once. A scheduler holds a write back for the sake of reads or
+// of other writes, so where there is one the disk must not have done anything
+// from one answer to the next. A device-mapper device that is suspended holds all.
+func (d device) quiet() (counted string, idle bool) {
 	f := strings.Fields(attr(d.diskDir + "/inflight"))
-	return len(f) == 2 && f[1] == "0"
+	if len(f) != 2 || f[1] != "0" || attr(d.diskDir+"/dm/suspended") == "1" {
+		return "", false
+	}
+	if s := attr(d.diskDir + "/queue/scheduler"); s == "" || s == "none" || strings.Contains(s, "[none]") {
+		return "", true
+	}
+	return attr(d.diskDir + "/stat"), f[0] == "0"
 }
 
 // attr returns a file of sysfs without its newline, "" where there is none.

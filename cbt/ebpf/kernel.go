@@ -110,6 +110,46 @@ func attachPinned(prog *ebpf.Program, path string) error {
 	return nil
 }
 
+// missedEvents returns how often the programs pinned in dir were not run at all:
+// the kernel runs no program inside of itself, so an event in an interrupt that
+// came while the same program was at work on that processor passes it by.
+func missedEvents(dir string, names []string) (uint64, error) {
+	var sum uint64
+	for _, name := range names {
+		n, err := missedBy(filepath.Join(dir, name))
+		switch {
+		case errors.Is(err, fs.ErrNotExist): // detached: the doubt is told by trust
+			n = 1
+		case err != nil:
+			return 0, fmt.Errorf("ask what program %s missed: %w", name, err)
+		}
+		sum += n
+	}
+	return sum, nil
+}
+
+func missedBy(pin string) (uint64, error) {
+	l, err := link.LoadPinnedLink(pin, nil)
+	if err != nil {
+		return 0, err
+	}
+	defer l.Close()
+	info, err := l.Info()
+	if err != nil {
+		return 0, err
+	}
+	prog, err := ebpf.NewProgramFromID(info.Program)
+	if err != nil {
+		return 0, err
+	}
+	defer prog.Close()
+	s, err := prog.Stats()
+	if err != nil {
+		return 0, err
+	}
+	return s.RecursionMisses, nil
+}
+
 // ensureKernel opens what is pinned, or makes it.
 func ensureKernel(p *pins) (*kernel, error) {
 	k, err := openKernel(p)

@@ -141,22 +141,11 @@ func briefLoop(t testing.TB, backing string, flags uint32) (path string, detach 
 // newZram adds a zram device.
 func newZram(t testing.TB, size int64) string {
 	t.Helper()
-	b, err := os.ReadFile("/sys/class/zram-control/hot_add")
-	if err != nil {
+	if _, err := os.Stat("/sys/class/zram-control/hot_add"); err != nil {
 		t.Skipf("needs zram: %v", err)
 	}
-	n := strings.TrimSpace(string(b))
-	path := "/dev/zram" + n
-	t.Cleanup(func() {
-		_ = os.WriteFile("/sys/block/zram"+n+"/reset", []byte("1"), 0)
-		if err := os.WriteFile("/sys/class/zram-control/hot_remove", []byte(n), 0); err != nil {
-			t.Errorf("remove %s: %v", path, err)
-		}
-	})
-	if err := os.WriteFile("/sys/block/zram"+n+"/disksize", fmt.Append(nil, size), 0); err != nil {
-		t.Skipf("needs a zram device of %d bytes: %v", size, err)
-	}
-	return path
+	_, n := hold(t, "zram", fmt.Sprint(size))
+	return "/dev/zram" + n
 }
 
 // addPartition makes a partition of a disk without a partition table.
@@ -231,7 +220,9 @@ func mountOn(t testing.TB, device, kind string) string {
 
 func unmount(t testing.TB, dir string) {
 	t.Helper()
-	err := unix.Unmount(dir, 0)
+	var err error
+	// A loop device over a file in it goes some time after its last user.
+	until(t, 5*time.Second, func() bool { err = unix.Unmount(dir, 0); return !errors.Is(err, unix.EBUSY) })
 	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) { // it is not mounted any more
 		_ = unix.Unmount(dir, unix.MNT_DETACH)
 		t.Errorf("unmount %s: %v", dir, err)
@@ -340,14 +331,9 @@ func mustMap(t testing.TB, tr *Tracker) *cbt.Map {
 // to the device waits then, with its mark made and its bytes not on the device.
 type frozen struct {
 	device string
-	dir    *os.File
+	holder *holder
 	held   bool
 }
-
-const (
-	ioctlFreeze = 0xc0045877
-	ioctlThaw   = 0xc0045878
-)
 
 // newFreezer mounts a file system for what newFrozen makes.
 func newFreezer(t testing.TB, size int64) string {
@@ -362,35 +348,24 @@ func newFrozen(t testing.TB, dir string, size int64) *frozen {
 	t.Helper()
 	path := makeFile(t, filepath.Join(dir, "disk.img"), size)
 	f := &frozen{device: newLoop(t, path, 0)}
-	var err error
-	if f.dir, err = os.Open(dir); err != nil {
-		t.Fatal(err)
-	}
-	// In this order at the end: thaw, close, detach the upper device, unmount.
-	t.Cleanup(func() {
-		f.thaw(t)
-		f.dir.Close()
-	})
+	f.holder, _ = hold(t, "freeze", dir)
+	// In this order at the end: thaw, detach the upper device, unmount.
+	t.Cleanup(func() { f.thaw(t) })
 	return f
 }
 
 func (f *frozen) freeze(t testing.TB) {
 	t.Helper()
-	if err := unix.IoctlSetInt(int(f.dir.Fd()), ioctlFreeze, 0); err != nil {
-		t.Fatalf("freeze: %v", err)
-	}
+	f.holder.tell(t, "freeze")
 	f.held = true
 }
 
 func (f *frozen) thaw(t testing.TB) {
 	t.Helper()
-	if !f.held {
-		return
+	if f.held {
+		f.holder.tell(t, "thaw")
+		f.held = false
 	}
-	if err := unix.IoctlSetInt(int(f.dir.Fd()), ioctlThaw, 0); err != nil {
-		t.Errorf("thaw: %v", err)
-	}
-	f.held = false
 }
 
 // ioctlRange calls an ioctl that takes an offset and a length in bytes.

@@ -15,23 +15,16 @@ import (
 	"github.com/failback/failback/cbt"
 )
 
-// A second process: the test binary, told by its environment what to do.
-const childVariable = "FAILBACK_EBPF_CHILD"
-
-func TestMain(m *testing.M) {
-	if role := os.Getenv(childVariable); role != "" {
-		if err := child(role, os.Args[1], os.Args[2]); err != nil {
-			fmt.Println("error:", err)
-			os.Exit(1)
-		}
-		os.Exit(0)
+// child starts, or takes, says what it has, and waits to be killed; or it holds
+// something, see guard_test.go.
+func child(role string, args []string) error {
+	switch role {
+	case "freeze":
+		return holdFrozen(args[0])
+	case "zram":
+		return holdZram(args[0])
 	}
-	os.Exit(m.Run())
-}
-
-// child starts, or takes, says what it has, and waits to be killed.
-func child(role, device, fs string) error {
-	ctx := context.Background()
+	ctx, device, fs := context.Background(), args[0], args[1]
 	switch role {
 	case "start":
 		t, err := Start(ctx, device, Options{FS: fs})

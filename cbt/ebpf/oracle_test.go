@@ -20,6 +20,7 @@ import (
 const oracleSize = 352 << 20 // bytes; XFS wants 300 MiB at least
 
 func TestOracle(t *testing.T) {
+	t.Parallel()
 	needKernel(t)
 	if testing.Short() {
 		t.Skip("reads and writes some GiB: not with -short")
@@ -30,7 +31,10 @@ func TestOracle(t *testing.T) {
 	}
 	for _, name := range []string{"loop", "zram"} {
 		for _, kind := range []string{"ext4", "xfs", "btrfs"} {
-			t.Run(name+"/"+kind, func(t *testing.T) { oracle(t, devices[name](t), kind) })
+			t.Run(name+"/"+kind, func(t *testing.T) {
+				t.Parallel()
+				oracle(t, devices[name](t), kind)
+			})
 		}
 	}
 }
@@ -39,7 +43,7 @@ func TestOracle(t *testing.T) {
 func oracle(t *testing.T, device, kind string) {
 	dir := mkfs(t, device, kind)
 	o := &oracleRun{t: t, device: device, tr: sealed(t, device, Options{}, 2), rng: rand.New(rand.NewPCG(uint64(len(device)), 7))}
-	unix.Sync()
+	syncFS(t, dir)
 	before := o.copy()
 	o.files(dir, 200)
 	o.take(false)
@@ -75,7 +79,6 @@ type oracleRun struct {
 // copy reads the device from the medium.
 func (o *oracleRun) copy() []byte {
 	o.t.Helper()
-	unix.Sync()
 	p := aligned(oracleSize)
 	if _, err := io.ReadFull(openFile(o.t, o.device, os.O_RDONLY|unixDirect), p); err != nil {
 		o.t.Fatal(err)
@@ -161,7 +164,19 @@ func (o *oracleRun) files(dir string, n int) {
 		must(f.Close())
 	}
 	o.direct(filepath.Join(dir, "random"))
-	unix.Sync()
+	syncFS(o.t, dir)
+}
+
+func syncFS(t *testing.T, dir string) {
+	t.Helper()
+	d, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if err := unix.Syncfs(int(d.Fd())); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // direct writes a file at random places, around the page cache.

@@ -19,8 +19,9 @@ import (
 //	v1/N/inflight, v1/N/links/...                    while a session reads it
 //
 // v1 is layoutVersion. It is made under another name (v1-new: bpffs takes no dot
-// in a name) and renamed when it is whole; a view counts when its record says that it is live. So whoever dies on
-// the way leaves only things that the next start removes.
+// in a name) and renamed when it is whole; a view counts when its record says that
+// it is live. So whoever dies on the way leaves only things that the next start
+// removes.
 //
 // The directory "failback" is locked by who starts and stops, v1/N by who has
 // the tracker open. The kernel gives both back when a process dies.
@@ -87,7 +88,8 @@ func (p *pins) checkVersion(root string) error {
 
 func (p *pins) view(i int) string         { return filepath.Join(p.dir, fmt.Sprint(i)) }
 func (p *pins) shared(name string) string { return filepath.Join(p.dir, "maps", name) }
-func (p *pins) link(name string) string   { return filepath.Join(p.dir, "links", name) }
+func (p *pins) links() string             { return filepath.Join(p.dir, "links") }
+func (p *pins) link(name string) string   { return filepath.Join(p.links(), name) }
 func (p *pins) close() error              { return p.lock.Close() }
 
 // bpfMagic is BPF_FS_MAGIC.

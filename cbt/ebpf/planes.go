@@ -59,7 +59,7 @@ func (p *planes) moveOne(plane []uint64, add func(off, n int64)) {
 	}
 }
 
-// peek adds what is marked or held to m and changes nothing.
+// peek adds what is marked to m and changes nothing.
 func (p *planes) peek(m *cbt.DirtyMap) {
 	for _, at := range []struct {
 		plane []uint64

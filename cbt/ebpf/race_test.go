@@ -2,10 +2,14 @@ package ebpf
 
 import (
 	"context"
+	"errors"
 	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 	"github.com/failback/failback/cbt"
 )
 
@@ -28,6 +32,38 @@ func late(t *testing.T, tr *Tracker, f *frozen) (land func()) {
 	}
 }
 
+// unarm takes the programs of the session away and waits until they are gone,
+// which the kernel does some time after.
+func unarm(t *testing.T, tr *Tracker) {
+	t.Helper()
+	var ids []ebpf.ProgramID
+	for _, name := range sessionPrograms {
+		l, err := link.LoadPinnedLink(filepath.Join(tr.sessionDir(), name), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		info, err := l.Info()
+		if err = errors.Join(err, l.Close()); err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, info.Program)
+	}
+	if err := tr.sweepSession(); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range ids {
+		if !until(t, 10*second, func() bool {
+			p, err := ebpf.NewProgramFromID(id)
+			if err == nil {
+				p.Close()
+			}
+			return err != nil
+		}) {
+			t.Fatal("a program of the session stays")
+		}
+	}
+}
+
 func block(i int64) cbt.Extent {
 	return cbt.Extent{Off: i * cbt.MinBlock, End: (i + 1) * cbt.MinBlock}
 }
@@ -44,9 +80,7 @@ func TestInFlightNeedsTheEnd(t *testing.T) {
 			tr := sealed(t, f.device, Options{}, 2)
 			land := late(t, tr, f)
 			if !marked {
-				if err := tr.sweepSession(); err != nil {
-					t.Fatal(err)
-				}
+				unarm(t, tr)
 			}
 			land()
 			got := slices.Contains(mustMap(t, tr).Extents(), block(3))
@@ -65,16 +99,117 @@ func TestRestWhileAWriteIsUnderWay(t *testing.T) {
 	// Long enough for a kernel that counts the write not to look quiet.
 	ctx, cancel := context.WithTimeout(t.Context(), second/5)
 	defer cancel()
-	if err := tr.Rest(ctx); err != nil {
+	if err := tr.Rest(ctx); !errors.Is(err, ErrBusy) {
+		t.Fatalf("rest beside a write: %v", err)
+	}
+	if err := tr.Close(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if mustStatus(t, tr).Reading {
-		t.Error("still reads after Rest")
-	}
 	land()
-	if !slices.Contains(mustMap(t, tr).Extents(), block(3)) {
+	again, err := Open(f.device, Options{FS: tr.pins.mount})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { stop(t, again) })
+	if !slices.Contains(mustMap(t, again).Extents(), block(3)) {
 		t.Error("the write that landed after Rest is not in the map")
 	}
+	if err := again.Rest(t.Context()); err != nil || mustStatus(t, again).Reading {
+		t.Errorf("does not rest on a quiet device: %v", err)
+	}
+	if err := again.Trust().Check(2); err != nil {
+		t.Error(err)
+	}
+}
+
+// A write that was queued before the start gets its first mark at its end.
+func TestStartBesideAWrite(t *testing.T) {
+	dir := newFreezer(t, 64<<20)
+	for _, settled := range []bool{true, false} {
+		t.Run(map[bool]string{true: "Settled", false: "Unsettled"}[settled], func(t *testing.T) {
+			f := newFrozen(t, dir, 1<<20)
+			land := early(t, f)
+			tr := start(t, f.device, Options{})
+			if err := tr.Seal(2); err != nil {
+				t.Fatal(err)
+			}
+			if s := mustStatus(t, tr); s.Drained || !s.Reading {
+				t.Errorf("beside a write: %+v", s)
+			}
+			mustPutBack(t, tr, mustTake(t, tr, 2), all(tr))
+			if !settled {
+				unarm(t, tr)
+			}
+			land()
+			if got := slices.Contains(mustMap(t, tr).Extents(), block(0)); got != settled {
+				t.Errorf("the write from before the start is in the map: %v, want %v", got, settled)
+			}
+			if !settled {
+				return
+			}
+			if err := tr.Rest(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if s := mustStatus(t, tr); !s.Drained || s.Reading {
+				t.Errorf("in the end: %+v", s)
+			}
+		})
+	}
+}
+
+// early starts a write to block 0 that the kernel counts and nobody has marked.
+func early(t *testing.T, f *frozen) (land func()) {
+	t.Helper()
+	f.freeze(t)
+	v := &deviceVolume{f: openFile(t, f.device, os.O_RDWR)}
+	ended := make(chan error, 1)
+	go func() { // ends when the file system is thawed
+		_, err := v.WriteAt([]byte("early"), 0)
+		ended <- err
+	}()
+	d, err := lookDevice(f.device)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !until(t, 5*second, func() bool { _, idle := d.quiet(); return !idle }) {
+		t.Fatal("no write is under way")
+	}
+	return func() {
+		t.Helper()
+		f.thaw(t)
+		if err := <-ended; err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// An end that the kernel did not run the program for is one without a mark.
+func TestMissedEnd(t *testing.T) {
+	needKernel(t)
+	path := newLoop(t, makeFile(t, scratch(t)+"/disk", 4<<20), 0)
+	fs := ownFS(t)
+	tr := sealed(t, path, Options{FS: fs}, 2)
+	f := openFile(t, path, os.O_RDWR|unixDirect)
+	writeDirect(t, f, 0, int(cbt.MinBlock), 1)
+	mustPutBack(t, tr, mustTake(t, tr, 2), all(tr))
+	mustPutBack(t, tr, mustTake(t, tr, 2), all(tr))
+	tr.strangers-- // as if the kernel had counted one more
+	taken := mustTake(t, tr, 2)
+	if got := taken.Extents(); !slices.Equal(got, []cbt.Extent{block(0)}) {
+		t.Errorf("after an end without a mark took %v, want all that the session had", got)
+	}
+	mustPutBack(t, tr, taken)
+	// The same for a session that another process left behind.
+	tr.rec.set(offSeenStranger, ^uint64(0))
+	if err := tr.release(); err != nil {
+		t.Fatal(err)
+	}
+	again, err := Open(path, Options{FS: fs})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { stop(t, again) })
+	wantLost(t, again, "a write ended without a mark")
 }
 
 // The programs of the end alone, without those of the queue: of a disk that is
@@ -124,15 +259,21 @@ func TestStranger(t *testing.T) {
 		t.Fatalf("took %v of a quiet device", got)
 	}
 	mustPutBack(t, tr, taken)
-	// Not remembered: as if it had been queued before the programs came.
-	if err := os.Remove(tr.sessionDir() + "/remember_bio"); err != nil {
+	// Not remembered, as if it had been queued before the programs came: the map
+	// of what is under way is full.
+	inflight, err := ebpf.LoadPinnedMap(tr.inflightPin(), nil)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if !until(t, second, func() bool {
-		writeDirect(t, f, 9*cbt.MinBlock, int(cbt.MinBlock), 1)
-		return tr.rec.get(offStrangers) > 0
-	}) {
-		t.Fatal("no stranger")
+	defer inflight.Close()
+	for i := range uint64(inflight.MaxEntries()) {
+		if err := inflight.Put(i+1, [2]uint64{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	writeDirect(t, f, 9*cbt.MinBlock, int(cbt.MinBlock), 1)
+	if n := tr.rec.get(offStrangers); n != 1 {
+		t.Fatalf("%d strangers, want 1", n)
 	}
 	taken = mustTake(t, tr, 2)
 	if got, want := taken.Extents(), []cbt.Extent{block(0), block(9)}; !slices.Equal(got, want) {

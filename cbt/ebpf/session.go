@@ -23,16 +23,23 @@ import (
 //   - of any other, the iterator of a bio has moved on by then, so where it
 //     begins is remembered by its address when it is queued. The end of a write
 //     that was not remembered, because it was queued before the programs came or
-//     because there was no room, is a stranger's: it is counted, and the next
-//     take reports again all that this session has ever taken. Its mark is among
-//     that, or is still to be taken.
+//     because there was no room, is a stranger's: it is counted.
+//
+// An end that was not marked, a stranger's or one that came while the program was
+// at work on the same processor, makes the next take report again all that this
+// session has ever taken. Its mark is among that, or is still to be taken.
 //
 // These programs cost up to 10%, so they come with the first take and go with
 // [Tracker.Rest]. They are pinned too: if the session is killed, they go on to
 // mark until the tracker is opened again and rests.
 //
 // A session may only rest when no write is under way that was marked before the
-// last take. When that cannot be seen, all that it has taken is marked again.
+// last take. On a device that is never quiet it does not rest: the marks go on.
+//
+// The same programs settle a start beside writers. A write that was queued before
+// the programs of the queue came has no mark. Of a disk that is driven by
+// requests it gets one at its end, so an epoch may be sealed beside it; of any
+// other it would end as a stranger, and the seal waits until there is none.
 
 var sessionPrograms = []string{"mark_request", "mark_bio", "remember_bio"} // in the order of attaching
 
@@ -57,11 +64,11 @@ func (t *Tracker) arm() error {
 	if t.armed() {
 		return nil
 	}
-	t.strangers = t.rec.get(offStrangers)
-	t.rec.set(offSeenStranger, t.strangers)
 	if err := t.sweepSession(); err != nil {
 		return err
 	}
+	t.strangers = t.rec.get(offStrangers) // programs that are new have missed nothing
+	t.rec.set(offSeenStranger, t.strangers)
 	spec, err := loadSpec("session", sessionObject)
 	if err != nil {
 		return err
@@ -84,6 +91,20 @@ func (t *Tracker) arm() error {
 	}
 	defer c.Close()
 	return t.pinSession(c)
+}
+
+// settles reports whether writes that were queued before the start are marked at
+// their end.
+func (t *Tracker) settles() bool { return t.request && t.armed() }
+
+// unmarkedEnds counts the writes that ended without a mark since the start.
+func (t *Tracker) unmarkedEnds() (uint64, error) {
+	n := t.rec.get(offStrangers)
+	if !t.armed() {
+		return n, nil
+	}
+	missed, err := missedEvents(t.sessionDir(), sessionPrograms)
+	return n + missed, err
 }
 
 func (t *Tracker) pinSession(c *ebpf.Collection) error {
@@ -118,10 +139,10 @@ func (t *Tracker) sweepSession() error {
 
 // drainTick is how often the kernel is asked what is under way, and quietTicks
 // how often in a row it must say nothing: it does not count what waits in a
-// scheduler or a plug for some milliseconds.
+// scheduler or a plug for some milliseconds, see device.quiet.
 const (
 	drainTick  = 5 * time.Millisecond
-	quietTicks = 4
+	quietTicks = 10
 )
 
 // drain waits until no write to the disk is under way, and reports whether it
@@ -129,13 +150,16 @@ const (
 func (t *Tracker) drain(ctx context.Context) bool {
 	tick := time.NewTicker(drainTick)
 	defer tick.Stop()
+	before := ""
 	for quiet := 0; ; {
 		d, err := lookNumber(kernelNumber(t.rec.get32(offDisk)))
-		if err == nil && d.quiet() {
+		now, idle := d.quiet()
+		if err == nil && idle && now == before {
 			quiet++
 		} else {
 			quiet = 0
 		}
+		before = now
 		if quiet >= quietTicks {
 			return true
 		}
@@ -147,10 +171,12 @@ func (t *Tracker) drain(ctx context.Context) bool {
 	}
 }
 
+// ErrBusy says that writes were under way all the time.
+var ErrBusy = errors.New("the device was never quiet, so the marks at the end of writes go on: they cost some of its speed until Rest or Close sees a quiet moment")
+
 // Rest ends what [Tracker.Take] began: the marks at the end of writes. It waits
-// until no write is under way. Where ctx ends first, it marks all that was
-// taken since the first take once more, which is sound and much. Rest returns
-// an error, and the marks go on, while a taken map is out.
+// until no write is under way. Where ctx ends first it returns [ErrBusy] and the
+// marks go on, as they do while a taken map is out.
 func (t *Tracker) Rest(ctx context.Context) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -167,14 +193,13 @@ func (t *Tracker) rest(ctx context.Context) error {
 	if t.out > 0 {
 		return t.errorf("rest", fmt.Errorf("%d taken maps are out, put them back first", t.out))
 	}
-	if !t.drain(ctx) || t.rec.get(offStrangers) != t.strangers {
-		if t.adopted {
-			t.lose("writes were under way when a session that was killed left off, and they did not end in time")
-		}
-		for r := range t.seen.Runs() {
-			t.planes.mark(r.Extent)
-		}
+	if !t.drain(ctx) {
+		return t.errorf("rest", ErrBusy)
 	}
+	if err := t.answerEnds(); err != nil {
+		return err
+	}
+	t.rec.set(offDrained, 1)
 	if err := t.sweepSession(); err != nil {
 		return err
 	}
@@ -184,5 +209,24 @@ func (t *Tracker) rest(ctx context.Context) error {
 		return err
 	}
 	t.seen = seen
+	return nil
+}
+
+// answerEnds makes all that this session has taken dirty again if a write ended
+// without a mark. Where its first mark may be among what another process took, or
+// where it never had one, the epoch is lost.
+func (t *Tracker) answerEnds() error {
+	ends, err := t.unmarkedEnds()
+	if err != nil || ends == t.strangers {
+		return err
+	}
+	if t.adopted || t.rec.get(offDrained) == 0 {
+		t.lose(lostEnd)
+	}
+	for r := range t.seen.Runs() {
+		t.planes.mark(r.Extent)
+	}
+	t.strangers = ends
+	t.rec.set(offSeenStranger, ends) // after the bits: killed before, it is done again
 	return nil
 }

@@ -21,7 +21,9 @@ type Options struct {
 	FS       string // where bpffs is or is to be mounted; default /sys/fs/bpf
 
 	// Drain is how long Start waits for writes that are under way; default
-	// 300 ms. If they take longer, Start succeeds and Seal refuses.
+	// 300 ms. If they take longer, Start succeeds. Then Seal refuses, or, on a
+	// disk that is driven by requests, the end of writes is marked until Rest
+	// or Close sees a quiet moment.
 	Drain time.Duration
 }
 
@@ -57,7 +59,7 @@ func Start(ctx context.Context, path string, o Options) (*Tracker, error) {
 		return nil, fmt.Errorf("track %s: %w", path, err)
 	}
 	if err := t.begin(d, rec); err != nil {
-		return nil, errors.Join(fmt.Errorf("track %s: %w", path, err), t.release())
+		return nil, errors.Join(fmt.Errorf("track %s: %w", path, err), t.k.dismiss(p), t.release())
 	}
 	if o.Drain == 0 {
 		o.Drain = 300 * time.Millisecond
@@ -66,6 +68,10 @@ func Start(ctx context.Context, path string, o Options) (*Tracker, error) {
 	defer cancel()
 	if t.drain(ctx) {
 		t.rec.set(offDrained, 1)
+	} else if t.request {
+		if err := t.arm(); err != nil {
+			return nil, errors.Join(fmt.Errorf("track %s: %w", path, err), t.k.forget(p, t.number), t.k.dismiss(p), t.release())
+		}
 	}
 	return t, nil
 }

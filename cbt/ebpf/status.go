@@ -152,25 +152,73 @@ func List(o Options) ([]Status, error) {
 		if !k.views.view(i).live() {
 			continue
 		}
-		s, err := k.look(p, i)
+		err := k.look(p, i, func(t *Tracker) error {
+			s, err := t.status()
+			all = append(all, s)
+			return err
+		})
 		if err != nil {
 			return nil, fmt.Errorf("list the tracked volumes: %w", err)
 		}
-		all = append(all, s)
 	}
 	return all, nil
 }
 
-// look returns the status of view i without opening its tracker.
-func (k *kernel) look(p *pins, i int) (Status, error) {
+// Peek returns what [Tracker.Map] does, also while another process has the
+// tracker open; what that one has taken counts as dirty.
+func Peek(path string, o Options) (*cbt.Map, error) {
+	wrap := func(err error) (*cbt.Map, error) {
+		if errors.Is(err, fs.ErrNotExist) {
+			err = ErrNotTracked
+		}
+		return nil, fmt.Errorf("look into the tracker of %s: %w", path, err)
+	}
+	d, err := lookDevice(path)
+	if err != nil {
+		return nil, err
+	}
+	p, err := openPins(o.FS)
+	if err != nil {
+		return wrap(err)
+	}
+	defer p.close()
+	k, err := openKernel(p)
+	if err != nil {
+		return wrap(err)
+	}
+	defer k.close()
+	for i := range maxViews {
+		if !k.views.view(i).same(d) {
+			continue
+		}
+		var m *cbt.Map
+		err := k.look(p, i, func(t *Tracker) error {
+			all, err := cbt.NewDirtyMap(t.planes.size, t.planes.block)
+			if err != nil {
+				return err
+			}
+			t.planes.peek(all)
+			t.planes.heldTo(all) // last: a bit on its way is there before it leaves its plane
+			m = t.label(all.Map())
+			return nil
+		})
+		if err != nil {
+			return wrap(err)
+		}
+		return m, nil
+	}
+	return wrap(ErrNotTracked)
+}
+
+// look calls f with view i, whose tracker is not opened.
+func (k *kernel) look(p *pins, i int, f func(*Tracker) error) error {
 	t := &Tracker{number: i, dir: p.view(i), pins: p, k: k, rec: k.views.view(i)}
 	t.device = deviceName(kernelNumber(t.rec.get(offDevice)))
 	if err := t.rec.check(); err != nil {
-		return Status{}, err
+		return err
 	}
 	if err := t.openBitmap(); err != nil {
-		return Status{}, err
+		return err
 	}
-	s, err := t.status()
-	return s, errors.Join(err, t.memory.close(), t.bitmap.Close())
+	return errors.Join(f(t), t.memory.close(), t.bitmap.Close())
 }

@@ -20,9 +20,13 @@ const (
 // while the device is written, proves some of it, and has the same bytes in the
 // end.
 func TestTorture(t *testing.T) {
+	t.Parallel()
 	needKernel(t)
-	t.Run("loop", func(t *testing.T) { torture(t, newLoop(t, makeFile(t, scratch(t)+"/disk", tortureSize), 0)) })
-	t.Run("zram", func(t *testing.T) { torture(t, newZram(t, tortureSize)) })
+	t.Run("loop", func(t *testing.T) {
+		t.Parallel()
+		torture(t, newLoop(t, makeFile(t, scratch(t)+"/disk", tortureSize), 0))
+	})
+	t.Run("zram", func(t *testing.T) { t.Parallel(); torture(t, newZram(t, tortureSize)) })
 }
 
 func torture(t *testing.T, path string) {

@@ -43,16 +43,16 @@ type Tracker struct {
 	out int // taken maps
 
 	seen      *cbt.DirtyMap // all that was taken since the session is armed
-	strangers uint64        // their number at the last take
-	adopted   bool          // the session was armed by a process that is dead
+	strangers uint64        // writes that ended without a mark and are answered for
+	adopted   bool          // the session was armed by another process
 }
 
 // errUndrained says that the start is not over.
 var errUndrained = errors.New("writes that were under way when tracking began have not ended yet: pause the writers for a moment and call Drain")
 
-// lostStranger is why an adopted session loses the epoch to a stranger: its mark
-// may be among what the dead process took and had proven.
-const lostStranger = "a write ended whose begin was not seen, after a session that was killed"
+// lostEnd is why an adopted session loses the epoch to a write that ended without
+// a mark: its first one may be among what the other process took and had proven.
+const lostEnd = "a write ended without a mark, after a session that did not come to rest"
 
 func (t *Tracker) errorf(what string, err error) error {
 	return fmt.Errorf("%s of tracked %s: %w", what, t.device, err)
@@ -80,10 +80,10 @@ func (t *Tracker) open(i int) error {
 	t.planes.heldTo(t.m)
 	t.strangers = t.rec.get(offSeenStranger)
 	t.adopted = t.armed()
-	if t.adopted && t.rec.get(offStrangers) != t.strangers {
-		t.lose(lostStranger)
+	if !t.adopted {
+		return nil
 	}
-	return nil
+	return t.answerEnds()
 }
 
 // openBitmap maps the planes.
@@ -104,7 +104,8 @@ func (t *Tracker) openBitmap() error {
 }
 
 // Close gives the tracker back; the recording goes on. It rests first, see
-// [Tracker.Rest], and counts maps that are out as put back whole.
+// [Tracker.Rest], where the device has a quiet moment until ctx ends, and counts
+// maps that are out as put back whole.
 func (t *Tracker) Close(ctx context.Context) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -112,7 +113,11 @@ func (t *Tracker) Close(ctx context.Context) error {
 		return nil
 	}
 	t.out = 0 // the plane has them
-	return errors.Join(t.rest(ctx), t.release())
+	err := t.rest(ctx)
+	if errors.Is(err, ErrBusy) {
+		err = nil
+	}
+	return errors.Join(err, t.release())
 }
 
 // release gives back what open acquired.
@@ -149,15 +154,11 @@ func (t *Tracker) Take(ctx context.Context, since cbt.Epoch) (*cbt.Taken, error)
 	if err := t.arm(); err != nil {
 		return nil, t.errorf("take the map", err)
 	}
-	// Before the bits: a stranger that comes later is the next take's.
-	strangers := t.rec.get(offStrangers)
-	t.planes.move(t.m)
-	if strangers != t.strangers {
-		if t.adopted {
-			t.lose(lostStranger)
-		}
-		t.remark(strangers)
+	// Before the bits: an end without a mark that comes later is the next take's.
+	if err := t.answerEnds(); err != nil {
+		return nil, t.errorf("take the map", err)
 	}
+	t.planes.move(t.m)
 	// Once more: what became known meanwhile is about this take, too. The bits
 	// are user space's already, which changes nothing.
 	if err := t.trust().Check(since); err != nil {
@@ -169,16 +170,6 @@ func (t *Tracker) Take(ctx context.Context, since cbt.Epoch) (*cbt.Taken, error)
 	}
 	t.out++
 	return taken, nil
-}
-
-// remark makes all that this session has taken dirty again, for strangers.
-func (t *Tracker) remark(strangers uint64) {
-	for r := range t.seen.Runs() {
-		t.planes.mark(r.Extent)
-	}
-	t.planes.move(t.m)
-	t.strangers = strangers
-	t.rec.set(offSeenStranger, strangers) // after the bits: killed before, it is done again
 }
 
 // PutBack implements cbt.Tracker.
@@ -217,10 +208,31 @@ func (t *Tracker) snapshot() (*cbt.Map, error) {
 		all.Add(r)
 	}
 	t.planes.peek(all)
-	m := all.Map()
+	return t.label(all.Map()), nil
+}
+
+// label writes on a map whose it is, and since when it has every write.
+func (t *Tracker) label(m *cbt.Map) *cbt.Map {
 	m.Identity = t.rec.text(offIdentity)
 	if trust := t.trust(); trust.Lost == "" {
 		m.Epoch = trust.Since
 	}
-	return m, nil
+	return m
+}
+
+// Add marks all that m holds: what an earlier tracker of the same volume knew.
+// Whoever calls it knows that nothing was written in between.
+func (t *Tracker) Add(m *cbt.Map) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch {
+	case t.closed:
+		return t.errorf("add to", os.ErrClosed)
+	case m.VolumeSize != t.planes.size:
+		return t.errorf("add to", fmt.Errorf("the map is of %d bytes, the volume has %d", m.VolumeSize, t.planes.size))
+	}
+	for r := range m.Runs() {
+		t.planes.mark(r.Extent)
+	}
+	return nil
 }

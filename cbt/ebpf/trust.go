@@ -15,8 +15,19 @@ func (t *Tracker) doubt() string {
 	}
 	for _, name := range sharedPrograms {
 		if _, err := os.Stat(t.pins.link(name)); err != nil {
-			return fmt.Sprintf("the kernel program %s was detached by somebody", name)
+			return detached(name)
 		}
+	}
+	for _, name := range sessionPrograms {
+		if _, err := os.Stat(t.sessionDir() + "/" + name); err != nil && t.armed() {
+			return detached(name)
+		}
+	}
+	switch missed, err := t.missed(); {
+	case err != nil:
+		return err.Error()
+	case missed != t.rec.get(offBaseMissed):
+		return fmt.Sprintf("%d writes came in an interrupt of the program that marks them, and passed it by", missed-t.rec.get(offBaseMissed))
 	}
 	if n := t.rec.get(offLost); n > 0 {
 		return fmt.Sprintf("%d writes could not be marked", n)
@@ -26,6 +37,13 @@ func (t *Tracker) doubt() string {
 	}
 	return ""
 }
+
+func detached(name string) string {
+	return fmt.Sprintf("the kernel program %s was detached by somebody", name)
+}
+
+// missed counts the events that the shared programs were not run for.
+func (t *Tracker) missed() (uint64, error) { return missedEvents(t.pins.links(), sharedPrograms) }
 
 // deviceDoubt returns why the device is no longer the one that was tracked.
 func (t *Tracker) deviceDoubt() string {
@@ -94,7 +112,8 @@ func (t *Tracker) Lose(reason string) {
 
 // Seal implements cbt.Sealer. It refuses what no new epoch can put right: a
 // device that was replaced or resized is stopped and started anew. It also
-// refuses while writes that were under way at the start have not ended.
+// refuses while writes that were under way at the start may not have ended, and
+// would not be marked when they do.
 func (t *Tracker) Seal(e cbt.Epoch) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -105,7 +124,7 @@ func (t *Tracker) Seal(e cbt.Epoch) error {
 		return t.errorf("seal epoch", fmt.Errorf("%d is not above %d, the last one", e, since))
 	case t.out > 0:
 		return t.errorf("seal epoch", fmt.Errorf("%d taken maps are out, put them back first", t.out))
-	case t.rec.get(offDrained) == 0:
+	case t.rec.get(offDrained) == 0 && !t.settles():
 		return t.errorf("seal epoch", errUndrained)
 	case t.rec.get(offLost) > 0:
 		return t.errorf("seal epoch", fmt.Errorf("%d writes could not be marked: stop tracking and start anew", t.rec.get(offLost)))
@@ -114,6 +133,11 @@ func (t *Tracker) Seal(e cbt.Epoch) error {
 		t.lose(why)
 		return t.errorf("seal epoch", fmt.Errorf("%s: stop tracking and start anew", why))
 	}
+	missed, err := t.missed()
+	if err != nil {
+		return t.errorf("seal epoch", err)
+	}
+	t.rec.set(offBaseMissed, missed)
 	t.rec.set(offBasePass, t.rec.get(offPassthrough))
 	t.rec.set(offEpoch, uint64(e))
 	t.rec.clearText(offReason) // last: until here the old reason holds

@@ -36,7 +36,8 @@ import (
 //	128  256 identity     a length byte and as many bytes
 //	384  256 name         a length byte and as many bytes
 //	640  256 reason       why nothing is vouched for, a length byte and as many bytes
-//	896  128 zero
+//	896    8 baseMissed   missed events of the programs at the last seal
+//	904  120 zero
 const (
 	layoutVersion = 1
 
@@ -49,6 +50,7 @@ const (
 	offLive, offDisk, offEpoch, offDiskSeq, offStarted = 64, 68, 72, 80, 88
 	offDrained, offBasePass, offSeenStranger           = 96, 104, 112
 	offDevice, offIdentity, offName, offReason         = 120, 128, 384, 640
+	offBaseMissed                                      = 896
 )
 
 const sector = 512 // bytes, whatever the device calls a sector

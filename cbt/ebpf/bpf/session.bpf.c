@@ -85,8 +85,8 @@ int BPF_PROG(remember_bio, struct bio *bio)
 	return 0;
 }
 
-/* ended marks a bio that was remembered, and forgets it. */
-static __always_inline int ended(__u64 key, int discard)
+/* ended marks a bio that was remembered, and forgets it unless it goes on. */
+static __always_inline int ended(__u64 key, int discard, int goes_on)
 {
 	struct place *at = bpf_map_lookup_elem(&inflight, &key);
 	struct place copy;
@@ -94,7 +94,8 @@ static __always_inline int ended(__u64 key, int discard)
 	if (!at)
 		return 0;
 	copy = *at;
-	bpf_map_delete_elem(&inflight, &key);
+	if (!goes_on)
+		bpf_map_delete_elem(&inflight, &key);
 	mark(copy.sector, copy.end, discard);
 	return 1;
 }
@@ -105,7 +106,7 @@ int BPF_PROG(mark_bio, struct request_queue *q, struct bio *bio)
 {
 	if (!(bio->bi_opf & 1))
 		return 0;
-	if (!ended((__u64)bio, !bio->bi_status && is_discard(bio->bi_opf)) &&
+	if (!ended((__u64)bio, !bio->bi_status && is_discard(bio->bi_opf), 0) &&
 	    disk_of(bio->bi_bdev) == disk_number)
 		count_stranger();
 	return 0;
@@ -115,6 +116,7 @@ int BPF_PROG(mark_bio, struct request_queue *q, struct bio *bio)
 struct walk {
 	__u64 bio; /* address */
 	__u64 discard;
+	__u64 goes_on; /* the request ends in part only */
 };
 
 static long walk_bio(__u32 n, struct walk *w)
@@ -129,7 +131,7 @@ static long walk_bio(__u32 n, struct walk *w)
 
 		mark(sector, sector + (bytes >> 9), w->discard);
 	} else {
-		ended(w->bio, w->discard);
+		ended(w->bio, w->discard, w->goes_on);
 	}
 	w->bio = (__u64)BPF_CORE_READ(bio, bi_next);
 	return 0;
@@ -138,7 +140,7 @@ static long walk_bio(__u32 n, struct walk *w)
 #define MAX_BIOS 65536 /* of a request */
 
 SEC("tp_btf/block_rq_complete")
-int BPF_PROG(mark_request, struct request *rq, __u32 error)
+int BPF_PROG(mark_request, struct request *rq, __u32 error, __u32 bytes)
 {
 	struct request_queue *q;
 	struct gendisk *disk;
@@ -151,6 +153,7 @@ int BPF_PROG(mark_request, struct request *rq, __u32 error)
 	discard = is_discard(rq->cmd_flags);
 	w.bio = (__u64)rq->bio;
 	w.discard = discard && !error;
+	w.goes_on = bytes < rq->__data_len;
 	if (by_request) {
 		q = rq->q;
 		disk = q ? q->disk : 0;
