@@ -33,14 +33,20 @@ func (d device) identity() string {
 	return fmt.Sprintf("block:dev=%v,diskseq=%d,start=%d,size=%d", d.disk, d.diskseq, d.start, d.sectors*sector)
 }
 
-// lookDevice asks for a device by its path.
+// lookDevice asks for a device by its path, or by its number: "major:minor". It
+// returns the number with the error, if it is known.
 func lookDevice(path string) (device, error) {
+	if n, err := parseNumber(path); err == nil {
+		d, err := lookNumber(n)
+		d.path = deviceName(n)
+		return d, err
+	}
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
 		return device{}, fmt.Errorf("look at %s: %w", path, err)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFBLK {
-		return device{}, fmt.Errorf("look at %s: it is no block device; a file is tracked on a loop device over it", path)
+		return device{}, &RefusedError{Device: path, Reason: "it is no block device", Next: "put a loop device over the file and use that"}
 	}
 	d, err := lookNumber(numberOf(unix.Major(st.Rdev), unix.Minor(st.Rdev)))
 	d.path = path
@@ -78,21 +84,38 @@ func lookNumber(n kernelNumber) (device, error) {
 	return d, nil
 }
 
-// refuse returns why the device cannot be tracked at all.
+// refuse returns a [RefusedError] if the device cannot be tracked at all.
 func (d device) refuse() error {
-	if zoned := attr(d.diskDir + "/queue/zoned"); zoned != "none" && zoned != "" {
-		return fmt.Errorf("track %s: it is a zoned device (%s): its write pointers move by other commands than writes", d.path, zoned)
+	e := &RefusedError{Device: d.path}
+	zoned := attr(d.diskDir + "/queue/zoned")
+	who := d.opaqueHolder()
+	switch {
+	case zoned != "none" && zoned != "":
+		e.Reason = fmt.Sprintf("it is a zoned device (%s): its write pointers move by other commands than writes", zoned)
+	case attr(d.diskDir+"/queue/dax") == "1":
+		e.Reason = "it can be mapped directly (DAX): stores to such a mapping pass no block layer"
+	case d.sectors == 0:
+		e.Reason = "it has no size: nothing is attached to it"
+	case who != "":
+		e.Reason = fmt.Sprintf("it is a part of %s, which may send on requests that are not announced again", who)
+		e.Next = "track " + who
+	default:
+		return nil
 	}
-	if attr(d.diskDir+"/queue/dax") == "1" {
-		return fmt.Errorf("track %s: it can be mapped directly (DAX): stores to such a mapping pass no block layer", d.path)
+	return e
+}
+
+// DiskOf returns the path of the disk that a device is a partition of, or its
+// own if it is a disk.
+func DiskOf(path string) (string, error) {
+	d, err := lookDevice(path)
+	if err != nil {
+		return "", err
 	}
-	if d.sectors == 0 {
-		return fmt.Errorf("track %s: it has no size: nothing is attached to it", d.path)
+	if d.whole() {
+		return path, nil
 	}
-	if who := d.opaqueHolder(); who != "" {
-		return fmt.Errorf("track %s: it is a part of %s, which may send on requests that are not announced again; track %s", d.path, who, who)
-	}
-	return nil
+	return deviceName(d.disk), nil
 }
 
 // opaqueHolder names a driver on top of the disk that may hand its requests on
@@ -152,11 +175,19 @@ func readNumber(path string) (kernelNumber, error) {
 	if err != nil {
 		return 0, err
 	}
-	a, c, ok := strings.Cut(strings.TrimSpace(string(b)), ":")
+	n, err := parseNumber(strings.TrimSpace(string(b)))
+	if err != nil {
+		return 0, fmt.Errorf("read %s: %w", path, err)
+	}
+	return n, nil
+}
+
+func parseNumber(s string) (kernelNumber, error) {
+	a, b, ok := strings.Cut(s, ":")
 	major, err1 := strconv.ParseUint(a, 10, 12)
-	minor, err2 := strconv.ParseUint(c, 10, 20)
+	minor, err2 := strconv.ParseUint(b, 10, 20)
 	if !ok || err1 != nil || err2 != nil {
-		return 0, fmt.Errorf("read %s: %q is no device number", path, b)
+		return 0, fmt.Errorf("%q is no device number", s)
 	}
 	return numberOf(uint32(major), uint32(minor)), nil
 }

@@ -38,18 +38,27 @@ type pins struct {
 	lock  *os.File
 }
 
-// openPins mounts bpffs where it is not, and locks the directory.
-func openPins(dir string) (*pins, error) {
+// makePins mounts bpffs where it is not, and opens the directory for pins.
+func makePins(dir string) (*pins, error) {
 	if dir == "" {
 		dir = defaultFS
 	}
 	if err := mountFS(dir); err != nil {
 		return nil, err
 	}
-	root := filepath.Join(dir, pinsName)
-	if err := os.Mkdir(root, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := os.Mkdir(filepath.Join(dir, pinsName), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, fmt.Errorf("make the directory for pins: %w", err)
 	}
+	return openPins(dir)
+}
+
+// openPins locks the directory for pins. It returns an error that wraps
+// fs.ErrNotExist if there is none: then nothing is tracked.
+func openPins(dir string) (*pins, error) {
+	if dir == "" {
+		dir = defaultFS
+	}
+	root := filepath.Join(dir, pinsName)
 	lock, err := lockDir(root, true)
 	if err != nil {
 		return nil, fmt.Errorf("lock %s: %w", root, err)

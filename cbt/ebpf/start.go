@@ -30,6 +30,9 @@ type Options struct {
 // ErrNotTracked says that nothing records the device.
 var ErrNotTracked = errors.New("the device is not tracked")
 
+// ErrOpen says that another process has the tracker of the device open.
+var ErrOpen = errors.New("another process has the tracker open")
+
 // ErrTracked says that the device is tracked already.
 var ErrTracked = errors.New("the device is tracked already")
 
@@ -49,7 +52,7 @@ func Start(ctx context.Context, path string, o Options) (*Tracker, error) {
 	if err != nil {
 		return nil, fmt.Errorf("track %s: %w", path, err)
 	}
-	p, err := openPins(o.FS)
+	p, err := makePins(o.FS)
 	if err != nil {
 		return nil, fmt.Errorf("track %s: %w", path, err)
 	}
@@ -195,21 +198,24 @@ func (k *kernel) forget(p *pins, i int) error {
 }
 
 // Open returns the tracker of a device, which this or another process started.
+// For one that has no path any more, path is its number as [Status] has it. It
+// returns an error that wraps [ErrOpen] while another process has it open.
 func Open(path string, o Options) (*Tracker, error) {
 	d, err := lookDevice(path)
 	if err != nil && d.number == 0 {
 		return nil, err
 	}
+	t := &Tracker{device: d.path, request: d.request}
 	p, err := openPins(o.FS)
-	if err != nil {
-		return nil, fmt.Errorf("open the tracker of %s: %w", path, err)
+	if err == nil {
+		defer p.close()
+		t.pins = p
+		t.k, err = openKernel(p)
 	}
-	defer p.close()
-	t := &Tracker{device: path, request: d.request, pins: p}
-	if t.k, err = openKernel(p); err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			err = ErrNotTracked
-		}
+	if errors.Is(err, fs.ErrNotExist) {
+		err = ErrNotTracked
+	}
+	if err != nil {
 		return nil, fmt.Errorf("open the tracker of %s: %w", path, err)
 	}
 	err = ErrNotTracked

@@ -18,6 +18,7 @@ import (
 // Status is what is known of one tracked volume.
 type Status struct {
 	Device   string // its name in /dev, or its number when it has none now
+	Number   string // "major:minor"
 	Name     string // that was given to Start
 	Identity string // of the volume
 	Size     int64  // bytes
@@ -83,7 +84,7 @@ func (t *Tracker) status() (Status, error) {
 		return Status{}, t.errorf("status", err)
 	}
 	s := Status{
-		Device: deviceName(kernelNumber(t.rec.get(offDevice))), Name: t.rec.text(offName), Identity: t.rec.text(offIdentity),
+		Device: deviceName(kernelNumber(t.rec.get(offDevice))), Number: kernelNumber(t.rec.get(offDevice)).String(), Name: t.rec.text(offName), Identity: t.rec.text(offIdentity),
 		Size: t.rec.size(), Block: t.rec.block(), Started: time.Unix(0, int64(t.rec.get(offStarted))), Trust: t.trust(),
 		Writes: n.Writes, Discards: n.Discards, Written: n.Sectors * sector,
 		Passthrough: t.rec.get(offPassthrough), Unmarked: t.rec.get(offLost),
@@ -135,6 +136,9 @@ func deviceName(n kernelNumber) string {
 // process has open. No tracker at all is no error.
 func List(o Options) ([]Status, error) {
 	p, err := openPins(o.FS)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("list the tracked volumes: %w", err)
 	}
@@ -174,7 +178,7 @@ func Peek(path string, o Options) (*cbt.Map, error) {
 		return nil, fmt.Errorf("look into the tracker of %s: %w", path, err)
 	}
 	d, err := lookDevice(path)
-	if err != nil {
+	if err != nil && d.number == 0 {
 		return nil, err
 	}
 	p, err := openPins(o.FS)

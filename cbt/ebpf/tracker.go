@@ -9,6 +9,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/failback/failback/cbt"
+	"golang.org/x/sys/unix"
 )
 
 var (
@@ -66,7 +67,10 @@ func (t *Tracker) open(i int) error {
 	}
 	lock, err := lockDir(t.dir, false)
 	if err != nil {
-		return fmt.Errorf("another process has the tracker open: %w", err)
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return ErrOpen
+		}
+		return fmt.Errorf("lock %s: %w", t.dir, err)
 	}
 	t.lock = lock
 	if err := t.openBitmap(); err != nil {

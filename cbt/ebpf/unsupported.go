@@ -43,6 +43,16 @@ func (e *UnsupportedError) Is(target error) bool { return target == ErrUnsupport
 // Unwrap returns what the kernel said.
 func (e *UnsupportedError) Unwrap() error { return e.Err }
 
+// RefusedError says why a device cannot be tracked at all.
+type RefusedError struct {
+	Device string
+	Reason string
+	Next   string // what to do, may be ""
+}
+
+// Error returns the device and the reason.
+func (e *RefusedError) Error() string { return fmt.Sprintf("track %s: %s", e.Device, e.Reason) }
+
 // explainLoad turns what the kernel says to a program into what is missing.
 func explainLoad(err error) error {
 	switch {
