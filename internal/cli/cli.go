@@ -28,6 +28,9 @@ const (
 // errDifferent ends diff and verify with exitDifferent. Everything about it has been said.
 var errDifferent = errors.New("different")
 
+// errUntold ends track check with exitFailed, likewise.
+var errUntold = errors.New("could not tell")
+
 // app is one run of the program.
 type app struct {
 	stdin          io.Reader
@@ -51,6 +54,8 @@ func Run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return exitDone
 	case errors.Is(err, errDifferent):
 		return exitDifferent
+	case errors.Is(err, errUntold):
+		return exitFailed
 	}
 	if !a.begun {
 		err = &usageError{err}
@@ -102,7 +107,7 @@ A volume is an image file or a block device, here or elsewhere:
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(a.syncCommand(), a.diffCommand(), a.verifyCommand(), a.digestCommand(), a.serveCommand(), a.resumeInfoCommand(), a.undoCommand(),
-		a.mapCommand(), a.pkiCommand(), a.demoCommand(), a.versionCommand(), a.holdCommand())
+		a.trackCommand(), a.mapCommand(), a.pkiCommand(), a.demoCommand(), a.versionCommand(), a.holdCommand())
 	return root
 }
 

@@ -86,6 +86,7 @@ func (f *failure) classify(ctx context.Context, err error) {
 		f.refuse(refused.Volume, refused.Reason, refused.Next)
 	case errors.As(err, &restless):
 		f.refuse(restless.Volume, restless.Reason, restless.Next)
+	case f.classifyTrack(err):
 	case errors.As(err, &verify):
 		f.Volume, f.Reason, f.Next = verify.Volume, "the medium does not hold what was written", "check the device and its log, then run the same command again, with --repair to have it sent once more"
 	case ctx.Err() != nil:
@@ -165,7 +166,7 @@ func (f failure) text(command string) string {
 	var b strings.Builder
 	b.WriteString(command + ": ")
 	message, next := f.Error, f.Next
-	if f.Result == "refused" {
+	if f.Result == "refused" && f.Volume != "" {
 		message = "refused " + f.Volume + ": " + f.Reason
 	}
 	if next != "" {
