@@ -61,7 +61,10 @@ bench: build ## run the benchmarks named in BENCH (default all; bin/failback-ben
 demo: build ## play an outage and the way home (loop devices as root, else plain files)
 	bin/failback demo $(DEMO)
 
-.PHONY: test-vm soak vuln
+.PHONY: test-vm soak vuln bpf
+
+bpf: ## build the kernel programs of cbt/ebpf again (needs clang, llvm-strip, libbpf-dev)
+	cbt/ebpf/bpf/build
 
 vuln: ## look for known holes in what is linked (needs its database, from the network)
 	$(GO) run golang.org/x/vuln/cmd/govulncheck@latest ./...

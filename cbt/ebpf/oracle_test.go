@@ -2,6 +2,7 @@ package ebpf
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -26,11 +27,20 @@ func TestOracle(t *testing.T) {
 		t.Skip("reads and writes some GiB: not with -short")
 	}
 	devices := map[string]func(testing.TB) string{
-		"loop": func(t testing.TB) string { return newLoop(t, makeFile(t, scratch(t)+"/disk", oracleSize), 0) },
+		"loop": func(t testing.TB) string {
+			return newLoop(t, makeFile(t, scratch(t)+"/disk", oracleSize), unix.LO_FLAGS_PARTSCAN)
+		},
 		"zram": func(t testing.TB) string { return newZram(t, oracleSize) },
+		"partition": func(t testing.TB) string {
+			_, parts := newPartitioned(t, 1<<20, oracleSize)
+			return parts[1]
+		},
 	}
-	for _, name := range []string{"loop", "zram"} {
+	for _, name := range []string{"loop", "zram", "partition"} {
 		for _, kind := range []string{"ext4", "xfs", "btrfs"} {
+			if name == "partition" && kind != "ext4" {
+				continue // the arithmetic does not depend on it
+			}
 			t.Run(name+"/"+kind, func(t *testing.T) {
 				t.Parallel()
 				oracle(t, devices[name](t), kind)
@@ -125,8 +135,8 @@ func (o *oracleRun) check(what string, before []byte) {
 	}
 	s := mustStatus(o.t, o.tr)
 	dirty := cbt.Total(cbt.Normalize(o.dirty))
-	o.t.Logf("%s: missed %d of %d blocks that changed; reported %.2f times as many dirty and %d discarded; %d writes so far, %d of them discards",
-		what, cbt.Total(missed)>>12, cbt.Total(changed)>>12, float64(dirty)/float64(cbt.Total(changed)), (cbt.Total(o.reported)-dirty)>>12, s.Writes, s.Discards)
+	o.t.Logf("%s: missed %d of %d blocks that changed; reported %.2f times as many, %.2f dirty and %d blocks discarded; %d writes so far, %d of them discards",
+		what, cbt.Total(missed)>>12, cbt.Total(changed)>>12, float64(cbt.Total(o.reported))/float64(cbt.Total(changed)), float64(dirty)/float64(cbt.Total(changed)), (cbt.Total(o.reported)-dirty)>>12, s.Writes, s.Discards)
 }
 
 // files makes, changes and removes files in many ways.
@@ -197,6 +207,15 @@ func (o *oracleRun) direct(path string) {
 func (o *oracleRun) raw() {
 	o.t.Helper()
 	f := openFile(o.t, o.device, os.O_RDWR)
+	if part, ok := tryPartition(o.t, o.device, 7, 64<<20+4096, 8<<20); ok {
+		p := openFile(o.t, part, os.O_RDWR)
+		if _, err := p.WriteAt(bytes.Repeat([]byte("dd"), 3<<20), 4096+512); err != nil {
+			o.t.Fatal(err)
+		}
+		if err := errors.Join(p.Sync(), p.Close()); err != nil {
+			o.t.Fatal(err)
+		}
+	}
 	for range 200 {
 		off := o.rng.Int64N(oracleSize - 1<<20)
 		p := bytes.Repeat([]byte{byte(1 + o.rng.IntN(255))}, 1+o.rng.IntN(100<<10))

@@ -2,7 +2,9 @@ package ebpf
 
 import (
 	"math/rand/v2"
+	"runtime"
 	"slices"
+	"sync/atomic"
 	"testing"
 
 	"github.com/failback/failback/cbt"
@@ -89,5 +91,52 @@ func shadow(t *testing.T, p *planes, m *cbt.DirtyMap, equal bool) {
 	}
 	if more := cbt.Subtract(held, want); equal && len(more) > 0 {
 		t.Fatalf("held and proven: %v", more)
+	}
+}
+
+// A discard and then a write of one block, while bits are moved: the last word on
+// the block is dirty, in whichever move each of the two is.
+func TestDiscardThenWrite(t *testing.T) {
+	const blocks = 1 << 21
+	p := newPlanes(blocks * cbt.MinBlock)
+	m, err := cbt.NewDirtyMap(p.size, p.block)
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := map[int64]cbt.State{}
+	take := func() {
+		p.move(m)
+		for r := range m.Take().Runs() {
+			for b := r.Off / p.block; b*p.block < r.End; b++ {
+				last[b] = r.State
+			}
+		}
+	}
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		for b := range int64(2000) {
+			b *= blocks / 2000
+			atomic.OrUint64(&p.discarded[b/64], 1<<(b%64))
+			atomic.OrUint64(&p.dirty[b/64], 1<<(b%64))
+			runtime.Gosched()
+		}
+	}()
+	for running := true; running; {
+		select {
+		case <-over:
+			running = false
+		default:
+		}
+		take()
+	}
+	take()
+	for b, s := range last {
+		if s != cbt.Dirty {
+			t.Fatalf("the last word on block %d is %v", b, s)
+		}
+	}
+	if len(last) != 2000 {
+		t.Errorf("%d blocks reported, want 2000", len(last))
 	}
 }

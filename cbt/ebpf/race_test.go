@@ -183,6 +183,36 @@ func early(t *testing.T, f *frozen) (land func()) {
 	}
 }
 
+// A discard that ends after its mark was taken is a write: the block may hold what
+// was written since, and was taken and proven as well.
+func TestLateDiscard(t *testing.T) {
+	f := newFrozen(t, newFreezer(t, 64<<20), 1<<20)
+	tr := sealed(t, f.device, Options{}, 2)
+	dev := openFile(t, f.device, os.O_RDWR)
+	writeDirect(t, openFile(t, f.device, os.O_RDWR|unixDirect), 0, 1<<20, 1)
+	mustPutBack(t, tr, mustTake(t, tr, 2), all(tr))
+	mustPutBack(t, tr, mustTake(t, tr, 2), all(tr)) // the marks at the end of what was written
+	f.freeze(t)
+	ended := make(chan error, 1)
+	go func() { ended <- discardRange(dev, 4*cbt.MinBlock, 8*cbt.MinBlock) }()
+	if !until(t, 10*second, func() bool { return mustStatus(t, tr).Discards > 0 }) {
+		t.Fatal("the discard was not queued")
+	}
+	want := cbt.Extent{Off: 4 * cbt.MinBlock, End: 12 * cbt.MinBlock}
+	taken := mustTake(t, tr, 2)
+	if got := slices.Collect(taken.Runs()); !slices.Equal(got, []cbt.Run{{Extent: want, State: cbt.Discarded}}) {
+		t.Errorf("took %v, want a discard", got)
+	}
+	mustPutBack(t, tr, taken, all(tr))
+	f.thaw(t)
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	if got := slices.Collect(mustMap(t, tr).Runs()); !slices.Equal(got, []cbt.Run{{Extent: want, State: cbt.Dirty}}) {
+		t.Errorf("after the end: %v, want dirty", got)
+	}
+}
+
 // An end that the kernel did not run the program for is one without a mark.
 func TestMissedEnd(t *testing.T) {
 	needKernel(t)
