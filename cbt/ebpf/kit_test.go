@@ -381,7 +381,11 @@ func (f *frozen) thaw(t testing.TB) {
 // ioctlRange calls an ioctl that takes an offset and a length in bytes.
 func ioctlRange(f *os.File, request uintptr, off, n int64) error {
 	arg := [2]uint64{uint64(off), uint64(n)}
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), request, uintptr(unsafe.Pointer(&arg))); errno != 0 {
+	return ioctlPointer(f, request, unsafe.Pointer(&arg))
+}
+
+func ioctlPointer(f *os.File, request uintptr, arg unsafe.Pointer) error {
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), request, uintptr(arg)); errno != 0 {
 		return os.NewSyscallError("ioctl", errno)
 	}
 	return nil
