@@ -133,6 +133,22 @@ func TestStrangerOfBios(t *testing.T) {
 	mustPutBack(t, tr, taken)
 }
 
+func TestLateDiscardOfBios(t *testing.T) {
+	m := newMapper(t, 1<<20)
+	held := false
+	resume := func() {
+		if held {
+			held = false
+			m.run(t, "resume")
+		}
+	}
+	t.Cleanup(resume)
+	lateDiscard(t, sealed(t, m.device, Options{}, 2), func() {
+		m.run(t, "suspend", "--noflush", "--nolockfs")
+		held = true
+	}, resume)
+}
+
 // A suspended device is not quiet though nothing is in flight.
 func TestSuspended(t *testing.T) {
 	m := newMapper(t, 4<<20)

@@ -188,27 +188,42 @@ func early(t *testing.T, f *frozen) (land func()) {
 func TestLateDiscard(t *testing.T) {
 	f := newFrozen(t, newFreezer(t, 64<<20), 1<<20)
 	tr := sealed(t, f.device, Options{}, 2)
-	dev := openFile(t, f.device, os.O_RDWR)
-	writeDirect(t, openFile(t, f.device, os.O_RDWR|unixDirect), 0, 1<<20, 1)
+	var landed func() error
+	// A frozen file takes a discard and holds a write: so one is put in front.
+	hold := func() {
+		landed = stall(t, f, tr, &deviceVolume{f: openFile(t, f.device, os.O_RDWR)}, []byte("in front"), 200*cbt.MinBlock)
+	}
+	lateDiscard(t, tr, hold, func() {
+		if err := landed(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// lateDiscard discards blocks 4 to 12 between hold and release.
+func lateDiscard(t *testing.T, tr *Tracker, hold, release func()) {
+	t.Helper()
+	dev := openFile(t, tr.device, os.O_RDWR)
+	writeDirect(t, openFile(t, tr.device, os.O_RDWR|unixDirect), 0, 1<<19, 1)
 	mustPutBack(t, tr, mustTake(t, tr, 2), all(tr))
 	mustPutBack(t, tr, mustTake(t, tr, 2), all(tr)) // the marks at the end of what was written
-	f.freeze(t)
+	hold()
 	ended := make(chan error, 1)
 	go func() { ended <- discardRange(dev, 4*cbt.MinBlock, 8*cbt.MinBlock) }()
 	if !until(t, 10*second, func() bool { return mustStatus(t, tr).Discards > 0 }) {
-		t.Fatal("the discard was not queued")
+		t.Error("the discard was not queued")
 	}
 	want := cbt.Extent{Off: 4 * cbt.MinBlock, End: 12 * cbt.MinBlock}
 	taken := mustTake(t, tr, 2)
-	if got := slices.Collect(taken.Runs()); !slices.Equal(got, []cbt.Run{{Extent: want, State: cbt.Discarded}}) {
+	if got := slices.Collect(taken.Runs()); !slices.Contains(got, cbt.Run{Extent: want, State: cbt.Discarded}) {
 		t.Errorf("took %v, want a discard", got)
 	}
 	mustPutBack(t, tr, taken, all(tr))
-	f.thaw(t)
+	release()
 	if err := <-ended; err != nil {
 		t.Fatal(err)
 	}
-	if got := slices.Collect(mustMap(t, tr).Runs()); !slices.Equal(got, []cbt.Run{{Extent: want, State: cbt.Dirty}}) {
+	if got := slices.Collect(mustMap(t, tr).Runs()); !slices.Contains(got, cbt.Run{Extent: want, State: cbt.Dirty}) {
 		t.Errorf("after the end: %v, want dirty", got)
 	}
 }
