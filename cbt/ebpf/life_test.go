@@ -104,6 +104,9 @@ func TestKilled(t *testing.T) {
 	if list, err := List(Options{FS: fs}); err != nil || len(list) != 1 || list[0].Dirty != 4096 || !list[0].Reading {
 		t.Errorf("list beside another process: %+v, %v", list, err)
 	}
+	if m, err := Peek(f.device, Options{FS: fs}); err != nil || !slices.Equal(m.Extents(), []cbt.Extent{block(0)}) || m.Epoch != 2 {
+		t.Errorf("peeked beside another process: %+v, %v", m, err)
+	}
 	kill()
 	writeDirect(t, dev, 8192, 4096, 1)
 
@@ -153,8 +156,14 @@ func TestStop(t *testing.T) {
 	if got := m.Extents(); !slices.Equal(got, []cbt.Extent{block(0), block(2)}) || m.Epoch != 5 || m.Identity != "disk of orders" {
 		t.Errorf("stopped with %v of %q at epoch %d", got, m.Identity, m.Epoch)
 	}
-	if _, err := Open(path, Options{FS: fs}); !errors.Is(err, ErrNotTracked) {
-		t.Errorf("opened after stop: %v", err)
+	for _, look := range []func() error{
+		func() error { _, err := Open(path, Options{FS: fs}); return err },
+		func() error { _, err := Peek(path, Options{FS: fs}); return err },
+		func() error { _, err := Peek(path, Options{FS: t.TempDir()}); return err },
+	} {
+		if err := look(); !errors.Is(err, ErrNotTracked) {
+			t.Errorf("after stop: %v", err)
+		}
 	}
 	if _, err := tr.Take(t.Context(), 5); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("take after stop: %v", err)
@@ -165,6 +174,13 @@ func TestStop(t *testing.T) {
 	}
 	if list, err := List(Options{FS: fs}); err != nil || len(list) > 0 {
 		t.Errorf("list after stop: %v, %v", list, err)
+	}
+	again := start(t, path, Options{FS: fs})
+	if err := errors.Join(again.Add(m), again.Seal(5)); err != nil {
+		t.Fatal(err)
+	}
+	if got := mustMap(t, again).Extents(); !slices.Equal(got, m.Extents()) {
+		t.Errorf("what was saved is %v, taken over %v", m.Extents(), got)
 	}
 }
 

@@ -88,6 +88,7 @@ func answer(f Feature, err error) Feature {
 
 func firstLine(err error) string {
 	line, _, _ := strings.Cut(err.Error(), "\n")
+	line, _, _ = strings.Cut(line, " (MEMLOCK") // a guess for kernels before 5.11
 	return line
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/failback/failback"
 	"github.com/failback/failback/cbt"
+	"github.com/failback/failback/cbt/ebpf"
 	"github.com/failback/failback/merkle"
 	"github.com/failback/failback/transport/dial"
 	"github.com/failback/failback/transport/message"
@@ -32,6 +33,12 @@ func TestExplain(t *testing.T) {
 		{"address", &dial.AddressError{Address: "x://", Reason: "unknown", Next: "write y"}, exitUsage, "usage", "unknown", true},
 		{"refused", &failback.RefusedError{Volume: "/dev/x", Reason: "it is mounted", Next: "unmount it"}, exitRefused, "refused", "it is mounted", true},
 		{"refused at the peer", &failback.PeerError{Code: message.CodeRefused, Text: "it is mounted", Next: "unmount it", Volume: "x"}, exitRefused, "refused", "it is mounted", true},
+		{"no device to track", &ebpf.RefusedError{Device: "/dev/x", Reason: "it is zoned", Next: "track another"}, exitRefused, "refused", "it is zoned", true},
+		{"tracked", ebpf.ErrTracked, exitRefused, "refused", ebpf.ErrTracked.Error(), true},
+		{"not tracked", ebpf.ErrNotTracked, exitRefused, "refused", ebpf.ErrNotTracked.Error(), true},
+		{"tracker is open", ebpf.ErrOpen, exitRefused, "refused", ebpf.ErrOpen.Error(), true},
+		{"old kernel", &ebpf.UnsupportedError{Feature: "x", Since: "5.17"}, exitRefused, "refused", "x: not supported (needs Linux 5.17)", true},
+		{"epoch lost", cbt.ErrEpochLost, exitRefused, "refused", "epoch lost", true},
 		{"usage at the peer", &failback.PeerError{Code: message.CodeUsage, Text: "no"}, exitUsage, "usage", "no", false},
 		{"volume at the peer", &failback.PeerError{Code: message.CodeVolume, Text: "input/output error"}, exitFailed, "failed", "input/output error", false},
 		{"verification", &failback.VerifyError{Volume: "x"}, exitFailed, "failed", "the medium does not hold what was written", true},

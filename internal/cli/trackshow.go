@@ -186,13 +186,14 @@ func (f *failure) classifyTrack(err error) bool {
 	case errors.As(err, &unsupported):
 		f.refuse("", unsupported.Error(), "see failback track check")
 	case errors.Is(err, ebpf.ErrTracked):
-		f.refuse("", err.Error(), "see failback track status")
+		f.refuse("", ebpf.ErrTracked.Error(), "see failback track status")
 	case errors.Is(err, ebpf.ErrNotTracked):
-		f.refuse("", err.Error(), "begin with failback track start")
+		f.refuse("", ebpf.ErrNotTracked.Error(), "begin with failback track start")
 	case errors.Is(err, ebpf.ErrOpen):
-		f.refuse("", err.Error(), "wait until it has ended; failback track status and extents work beside it")
+		f.refuse("", ebpf.ErrOpen.Error(), "wait until it has ended; failback track status and extents work beside it")
 	case errors.Is(err, cbt.ErrEpochLost):
-		f.refuse("", err.Error(), "stop and start tracking, and compare the volumes by hash: sync without --dirty")
+		_, why, _ := strings.Cut(err.Error(), cbt.ErrEpochLost.Error())
+		f.refuse("", cbt.ErrEpochLost.Error()+why, "stop and start tracking, and compare the volumes by hash: sync without --dirty")
 	default:
 		return false
 	}
