@@ -175,7 +175,12 @@ func TestBelow(t *testing.T) {
 }
 
 // A replica of a device-mapper device, kept equal while it is written.
-func TestTortureOfMapper(t *testing.T) { torture(t, newMapper(t, tortureSize).device) }
+func TestTortureOfMapper(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes minutes where a processor is emulated: not with -short")
+	}
+	torture(t, newMapper(t, tortureSize).device)
+}
 
 // A zoned device is refused.
 func TestZoned(t *testing.T) {
@@ -235,6 +240,9 @@ func TestPassthrough(t *testing.T) {
 // Other drivers: one of requests that end in timers, one of bios that end at once.
 func TestTortureOfOthers(t *testing.T) {
 	needKernel(t)
+	if testing.Short() {
+		t.Skip("takes minutes where a processor is emulated: not with -short")
+	}
 	found := false
 	for _, name := range []string{"nullb0", "ram0"} {
 		if d, err := lookDevice("/dev/" + name); err == nil && d.sectors*sector >= tortureSize {
