@@ -53,7 +53,8 @@ type applier struct {
 	mu      sync.Mutex
 	streams []inflow
 	newest  *generation
-	taken   int64 // cost of what the source has sent and was not given back
+	acked   uint64 // id of the last generation that is acknowledged
+	taken   int64  // cost of what the source has sent and was not given back
 	window  int64
 }
 
@@ -61,6 +62,7 @@ type applier struct {
 type inflow struct {
 	gen    *generation
 	frames uint64
+	closed uint64 // frames before the last barrier
 	final  bool
 }
 
@@ -208,7 +210,7 @@ func (a *applier) barrier(stream int, m message.Barrier) error {
 	} else if gen.final != m.Final || gen.done != m.Done {
 		return protocolf("barrier %d says one thing on one stream and another on the next", m.ID)
 	}
-	in.gen, in.final = gen.next, m.Final
+	in.gen, in.closed, in.final = gen.next, in.frames, m.Final
 	gen.settle()
 	return nil
 }
@@ -283,6 +285,9 @@ func (a *applier) commit(ctx context.Context) error {
 		if gen.final {
 			a.settled.Store(true)
 		}
+		a.mu.Lock()
+		a.acked = gen.id
+		a.mu.Unlock()
 		ack := message.Ack{ID: gen.id, Written: a.vol.written.Load(), Verified: a.vol.verified.Load()}
 		if err := a.conn.Send(kindAck, ack.Append(nil)); err != nil {
 			return err

@@ -92,7 +92,7 @@ func digestHere(ctx context.Context, s Side, path string, o Options) (*Report, e
 		return nil, err
 	}
 	r := &Report{
-		Schema: SchemaDigest, Result: ResultEqual, Rung: RungMerkle.String(), Source: vol.name, Target: path,
+		Schema: schemaDigest, Result: ResultEqual, Rung: RungMerkle.String(), Source: vol.name, Target: path,
 		Reason: "a digest was asked for: the volume is read once", VolumeBytes: shape.Size,
 		CandidateBytes: shape.Size, Codec: map[string]int64{},
 	}

@@ -41,6 +41,13 @@ var (
 	kindBye        = message.Bye{}.Kind()
 )
 
+// Purposes of a Pass, as they are on the wire.
+const (
+	passVerify uint8 = 1
+	passSeal   uint8 = 2
+	passRound  uint8 = 3
+)
+
 // Purposes of a list of extents, as they are on the wire.
 const (
 	extentsDirty      uint8 = 1
@@ -66,6 +73,8 @@ func accepts(s state, k transport.Kind) bool {
 		return k == kindDigests || k == kindPieces || k == kindCredit || k == kindAck
 	case stateDraining:
 		return k == kindCredit || k == kindAck
+	case stateResting:
+		return k == kindAgree || k == kindDigests
 	case stateChecking:
 		return k == kindDigests || k == kindCredit
 	case stateSealing:

@@ -34,13 +34,13 @@ func honest(m mode, o Options) *tale {
 	s := &tale{
 		start: message.Start{Session: hostileSession, Mode: uint8(m), DryRun: o.DryRun, Undo: o.undo(), Volume: hostileInfo(), Streams: 1},
 		plan:  hostilePlan(list), list: list,
-		report: Report{Schema: SchemaSync, Result: ResultEqual, Verified: o.Verify.String(), VolumeBytes: hostileSize, CandidateBytes: cbt.Total(list),
+		report: Report{Schema: schemaSync, Result: ResultEqual, Verified: o.Verify.String(), VolumeBytes: hostileSize, CandidateBytes: cbt.Total(list),
 			Codec: map[string]int64{}},
 	}
 	s.plan.Verify, s.plan.Seal = uint8(o.Verify), uint8(o.Seal)
 	switch {
 	case m == modeCompare:
-		s.report.Schema, s.report.Verified = SchemaCompare, ""
+		s.report.Schema, s.report.Verified = schemaCompare, ""
 	case o.DryRun:
 		s.report.Result, s.report.Verified = ResultPlanned, ""
 	case o.Verify == VerifyFull || o.Seal != 0:
@@ -170,7 +170,7 @@ func TestHostileAnswers(t *testing.T) {
 			text := root.String()
 			s.report.Root = &text
 		}},
-		{"another schema", `"failback.compare/1" "equal"`, modeSync, Options{}, func(s *tale) { s.report.Schema = SchemaCompare }},
+		{"another schema", `"failback.compare/1" "equal"`, modeSync, Options{}, func(s *tale) { s.report.Schema = schemaCompare }},
 		{"a result of its own", `"fine", verified "changed", where`, modeSync, Options{}, func(s *tale) { s.report.Result = "fine" }},
 		{"planned in place of done", `"planned", verified "changed", where`, modeSync, Options{}, func(s *tale) { s.report.Result = ResultPlanned }},
 		{"more verified than was", `verified "full", where`, modeSync, Options{}, func(s *tale) { s.report.Verified = VerifyFull.String() }},

@@ -68,7 +68,7 @@ func between(ctx context.Context, m mode, a, b Side, o Options) (*Report, error)
 	if err != nil {
 		return nil, err
 	}
-	if err := errors.Join(a.check(), b.check()); err != nil {
+	if err := errors.Join(a.check(), b.check(), o.Live.fits(m, a)); err != nil {
 		return nil, err
 	}
 	j := job{mode: m, o: o}
@@ -213,6 +213,9 @@ func (j *job) sourceOver(ctx context.Context, a, b Side, conns []*transport.Conn
 		chooser: chooser, out: newOutlet(conns), resume: j.resume, medium: j.medium,
 	}
 	s.out.reached = s.reached
+	if j.o.Live != nil {
+		s.live = newLive(j.o.Live, j.session, a.label(), a.Volume.Size(), j.o.Events)
+	}
 	if j.o.barrier > 0 {
 		s.out.every = j.o.barrier
 	}
@@ -310,7 +313,7 @@ func diffTrees(ctx context.Context, x, y *kept) (*Report, error) {
 	if err != nil {
 		return nil, fmt.Errorf("compare trees: %w", err)
 	}
-	r := &Report{Schema: SchemaCompare, Result: ResultEqual, Rung: RungMerkle.String(),
+	r := &Report{Schema: schemaCompare, Result: ResultEqual, Rung: RungMerkle.String(),
 		Reason: "two kept trees: their volumes are not read", VolumeBytes: x.facts.size, Codec: map[string]int64{}}
 	list, coarse := found.result()
 	// What was written since is equal to nothing: there is no volume to read it from.

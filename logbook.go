@@ -35,6 +35,7 @@ type logbook struct {
 	spent     bool // the target was written since its tree was made, as far as anybody knows
 	doubt     bool // nothing vouches for what it holds
 	unwatched bool // with found: nothing says whether the target was written since
+	kept      bool // nobody has written the target since the session that the source is after
 
 	mu      sync.Mutex
 	file    *journal.File // nil until something is recorded
@@ -53,7 +54,7 @@ func (b *logbook) look(start *message.Start, mine message.VolumeInfo, vol *meter
 			return &RefusedError{Volume: b.name, Reason: "no journal is kept for it, so there is nothing to go on with",
 				Next: "sync without --resume: both sides will be compared"}
 		}
-		return nil
+		return b.after(nil, start, vol)
 	}
 	rec, err := journal.Read(b.files, b.path)
 	switch {
@@ -69,6 +70,9 @@ func (b *logbook) look(start *message.Start, mine message.VolumeInfo, vol *meter
 		return err
 	}
 	b.there = err == nil || errors.Is(err, journal.ErrCorrupt)
+	if err := b.after(rec, start, vol); err != nil {
+		return err
+	}
 	changed, err := b.weigh(rec, start, vol)
 	if err != nil || start.Resume == resumeNot {
 		return err
@@ -121,6 +125,21 @@ func (b *logbook) weigh(rec *journal.Record, start *message.Start, vol *meter) (
 	return fmt.Sprintf("it may have been written since the interrupted sync ended (%s, now %s)", rec.Left, now), nil
 }
 
+// after settles whether the target is as the session left it that the source is
+// after: by that one's journal if it did not come to its end, else by its stamp.
+func (b *logbook) after(rec *journal.Record, start *message.Start, vol *meter) error {
+	left := start.Left
+	if rec != nil {
+		left = rec.Left
+	}
+	if start.After == [16]byte{} || left == "" || rec != nil && rec.Run != start.After || rec == nil && b.there {
+		return nil
+	}
+	now, err := vol.stamp()
+	b.kept = err == nil && now == left
+	return err
+}
+
 // strange says why a journal is not that of these two volumes, or "".
 func strange(rec *journal.Record, start *message.Start, mine message.VolumeInfo) string {
 	for _, x := range []struct {
@@ -142,7 +161,7 @@ func strange(rec *journal.Record, start *message.Start, mine message.VolumeInfo)
 
 // offer tells the source what there is to go on with.
 func (b *logbook) offer(m *message.Info) {
-	m.Spent, m.Doubt = b.spent, b.doubt
+	m.Spent, m.Doubt, m.Kept = b.spent, b.doubt, b.kept && !b.doubt
 	if b.found != nil {
 		m.Journal, m.Done, m.Basis, m.Stamp = true, b.found.Done, b.found.Basis, b.found.Stamp
 		m.Unwatched = b.unwatched

@@ -113,7 +113,10 @@ type Options struct {
 	Undo bool
 	// UndoBestEffort has it go on without when that is no longer possible.
 	UndoBestEffort bool
-	Events         Events
+	// Live has a Sync copy a source at hand while it is being written; nil:
+	// nobody writes it.
+	Live   *Live
+	Events Events
 
 	barrier int64 // payload from one barrier to the next, bytes; 0: barrierBytes
 }
@@ -231,6 +234,11 @@ func (o Options) filled() (Options, error) {
 		o.KeepAlive = min(5*time.Second, o.Timeout/3)
 	}
 	o.Events = o.Events.oneAtATime()
+	if o.Live != nil {
+		if err := o.Live.check(o); err != nil {
+			return o, err
+		}
+	}
 	switch {
 	case o.Verify > VerifyFull:
 		return o, usagef("verify is %v: changed or full", o.Verify)

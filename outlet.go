@@ -47,7 +47,7 @@ type outlet struct {
 	mu    sync.Mutex
 	since int64  // payload bytes since the last barrier
 	next  uint64 // id of the next barrier
-	last  uint64 // id of the final one, 0 before it is set
+	last  uint64 // id of the one that is waited for, 0 before it is set
 	acks  uint64 // id of the last one that is acknowledged
 }
 
@@ -141,30 +141,38 @@ func (o *outlet) count(ctx context.Context, n int64) error {
 	if !due {
 		return nil
 	}
-	return o.barrier(ctx, false)
-}
-
-// barrier sends a barrier on every stream, once few enough are unanswered. What
-// was sent on a stream before it belongs to it, whatever the other streams do
-// meanwhile. Whoever finds one due waits here, so that little more is sent.
-func (o *outlet) barrier(ctx context.Context, final bool) error {
-	return o.set(ctx, final, final)
+	return o.barrier(ctx, stopDue)
 }
 
 // mark sets a barrier if anything was finished with since the last.
 func (o *outlet) mark(ctx context.Context) error {
-	return o.set(ctx, false, o.reached() > o.told.Load())
+	if o.reached() <= o.told.Load() {
+		return nil
+	}
+	return o.barrier(ctx, stopMark)
 }
 
-// set sends a barrier, if it is asked for or due.
-func (o *outlet) set(ctx context.Context, final, asked bool) error {
+// A stop is what a barrier is for.
+type stop uint8
+
+const (
+	stopDue   stop = iota // enough was sent
+	stopMark              // something is finished with
+	stopRound             // the end of a round: its answer is waited for
+	stopFinal             // the end of the data: likewise
+)
+
+// barrier sends a barrier on every stream, once few enough are unanswered. What
+// was sent on a stream before it belongs to it, whatever the other streams do
+// meanwhile. Whoever finds one due waits here, so that little more is sent.
+func (o *outlet) barrier(ctx context.Context, why stop) error {
 	select {
 	case o.setting <- struct{}{}:
 		defer func() { <-o.setting }()
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	if !asked && !o.due() {
+	if why == stopDue && !o.due() {
 		return nil // another goroutine has just set it
 	}
 	select {
@@ -178,12 +186,12 @@ func (o *outlet) set(ctx context.Context, final, asked bool) error {
 	o.since = 0
 	id := o.next
 	o.next++
-	if final {
+	if why >= stopRound {
 		o.last = id
 	}
 	o.mu.Unlock()
 	for _, s := range o.streams {
-		if err := s.barrier(message.Barrier{ID: id, Done: done, Final: final}); err != nil {
+		if err := s.barrier(message.Barrier{ID: id, Done: done, Final: why == stopFinal}); err != nil {
 			return err
 		}
 	}
@@ -205,7 +213,7 @@ func (s *stream) barrier(m message.Barrier) error {
 }
 
 // acked holds an acknowledgement against what was asked for and reports
-// whether it answers the final barrier.
+// whether it answers a barrier that is waited for.
 func (o *outlet) acked(m message.Ack) (bool, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -5,6 +5,7 @@ import (
 	"math"
 	"sync/atomic"
 
+	"github.com/failback/failback/cbt"
 	"github.com/failback/failback/transport"
 	"github.com/failback/failback/transport/message"
 )
@@ -17,6 +18,8 @@ type packer struct {
 	enc  *transport.Encoder
 	// skipZero drops zero pieces: the target reads as zeroes there.
 	skipZero bool
+	// later reports whether a piece is left for the next round; nil: none is.
+	later func(cbt.Extent) bool
 
 	data message.Data
 	body []byte
@@ -51,6 +54,9 @@ func newPacker(f *finder, out *outlet, ch *transport.Chooser, skipZero bool) *pa
 func (p *packer) differ(ctx context.Context, e *entry) error {
 	p.at = e.unit.exts[0].Off
 	return p.find.each(e, func(x piece) error {
+		if p.later != nil && p.later(x.extent()) {
+			return nil
+		}
 		if x.tag == (tag{}) {
 			return p.addZero(ctx, x)
 		}

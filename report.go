@@ -7,11 +7,11 @@ import (
 	"github.com/failback/failback/cbt"
 )
 
-// Schema names of the JSON forms of a [Report]. They change only with their meaning.
+// The schema names of the JSON forms of a [Report]. They change only with their meaning.
 const (
-	SchemaSync    = "failback.sync/1"
-	SchemaCompare = "failback.compare/1"
-	SchemaDigest  = "failback.digest/1"
+	schemaSync    = "failback.sync/1"
+	schemaCompare = "failback.compare/1"
+	schemaDigest  = "failback.digest/1"
 )
 
 // Report is what a session did. Figures are counted where the bytes move.
@@ -53,6 +53,8 @@ type Report struct {
 	// saved: the undo log has a gap.
 	UnsavedBytes int64   `json:"unsaved_bytes"`
 	Seconds      Seconds `json:"seconds"`
+	// Live is what a session did whose source was written meanwhile, else nil.
+	Live *LiveReport `json:"live,omitempty"`
 
 	// Extents are the divergent ranges a comparison found, in order. A [Sync] leaves it empty.
 	Extents []cbt.Extent `json:"-"`

@@ -15,7 +15,7 @@ import (
 // to fill our memory or to speak to a terminal does not.
 func TestPeerReport(t *testing.T) {
 	root := "0123"
-	honest := Report{Schema: SchemaSync, Result: ResultEqual, Rung: "merkle", Reason: "because; of größe", Source: "a", Target: "b",
+	honest := Report{Schema: schemaSync, Result: ResultEqual, Rung: "merkle", Reason: "because; of größe", Source: "a", Target: "b",
 		VolumeBytes: 1 << 40, Codec: map[string]int64{"zstd": 5, "none": 1}, Verified: "full", Root: &root,
 		Extents: []cbt.Extent{{Off: 0, End: 512}, {Off: 1024, End: 4096}}}
 	b, err := honest.encode()

@@ -25,7 +25,8 @@ type source struct {
 	tree    *kept             // the source's kept tree
 	peer    *kept             // the target's kept tree, where it lies with the source
 	dirty   *cbt.Map
-	near    bool // the target is in this process
+	near    bool  // the target is in this process
+	live    *live // nil: nobody writes the source meanwhile
 	resume  uint8
 	medium  bool // the target compares with its medium
 	// peerDirty is the target's map, where the caller has it and no tree of it.
@@ -66,6 +67,7 @@ type sourceFacts struct {
 	info     message.Info
 	key      [32]byte
 	d        decision
+	looked   int64       // candidate bytes of all rounds
 	found    *extentList // divergent ranges, when they are asked for
 	root     merkle.Hash
 	target   targetStats
@@ -109,6 +111,9 @@ func (s *source) run(ctx context.Context) (*Report, error) {
 		return err
 	})
 	err := l.wait(ctx, g)
+	if s.live != nil {
+		err = errors.Join(err, s.live.over(ctx))
+	}
 	if s.builder != nil {
 		err = errors.Join(err, s.builder.Discard())
 	}
@@ -122,6 +127,7 @@ func (s *source) run(ctx context.Context) (*Report, error) {
 func (s *source) drive(ctx context.Context) error {
 	in := intent{writes: s.mode == modeSync && !s.o.DryRun}
 	in.check = in.writes && (s.o.Verify == VerifyFull || s.o.Seal != 0)
+	in.live = s.live != nil
 	st, ev := stateIdle, evStart
 	for {
 		next, eff, err := step(st, ev, in)
@@ -159,13 +165,16 @@ func (s *source) perform(ctx context.Context, eff effect) (event, error) {
 	case doMove:
 		s.enter("transfer")
 		err := s.move(ctx)
-		sec.Transfer = since(began)
+		sec.Transfer += since(began)
 		return evMoved, err
 	case doDrain:
 		s.enter("flush")
-		err := s.drain(ctx)
-		sec.Flush = since(began)
-		return evDrained, err
+		ev, err := s.drain(ctx)
+		sec.Flush += since(began)
+		return ev, err
+	case doNext:
+		s.enter("rest")
+		return evAgain, s.another(ctx)
 	case doCheck:
 		s.enter("verify")
 		err := s.check(ctx)

@@ -67,11 +67,12 @@ func (s *source) move(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	s.packers = nil
 	sinks, err := s.sinks(d, c.layout)
 	if err != nil {
 		return err
 	}
-	if len(s.packers) > 0 {
+	if len(s.packers) > 0 && s.live == nil {
 		c.mark, c.pace = s.out.mark, s.o.Checkpoint
 	}
 	return c.run(ctx, scans, sinks)
@@ -81,6 +82,9 @@ func (s *source) move(ctx context.Context) error {
 // equal, or sent. What is finished counts before what is not sent yet is looked
 // at: a packer says what it gathers before its unit is finished.
 func (s *source) reached() int64 {
+	if s.live != nil {
+		return 0 // what is finished with may be written again
+	}
 	c := s.cmp.Load()
 	at := max(s.facts.from, c.reached())
 	for _, p := range s.packers {
@@ -148,6 +152,9 @@ func (s *source) sinks(d *decision, l *layout) ([]sink, error) {
 		}
 		if s.mode == modeSync && !s.o.DryRun {
 			p := newPacker(f, s.out, s.chooser, d.skipZero)
+			if s.live != nil {
+				p.later = s.live.later
+			}
 			s.packers = append(s.packers, p)
 			sinks = append(sinks, p)
 		} else {
@@ -253,9 +260,9 @@ func (s *source) check(ctx context.Context) error {
 	s.total.Store(cbt.Total(l.candidates))
 	c.settled = func(n int64) { s.settled.Add(n) }
 	s.cmp.Store(c)
-	purpose := uint8(1)
+	purpose := passVerify
 	if s.o.Seal != 0 {
-		purpose = 2
+		purpose = passSeal
 	}
 	if err := s.send(message.Pass{Purpose: purpose, Digest: uint8(s.o.Seal), Leaf: uint32(leaf)}); err != nil {
 		return err

@@ -12,9 +12,15 @@ import (
 
 // greet says who we are and learns what the target knows of itself.
 func (s *source) greet(ctx context.Context) error {
-	// The stamp first: a write between the two then shows in a later one.
 	var err error
-	if s.vol != nil && s.mode == modeSync {
+	if s.live != nil {
+		if s.dirty, err = s.live.begin(ctx); err != nil {
+			return err
+		}
+	}
+	// The stamp first: a write between the two then shows in a later one. One of a
+	// source that is being written says nothing.
+	if s.vol != nil && s.mode == modeSync && s.live == nil {
 		if s.facts.stamp, err = s.vol.stamp(); err != nil {
 			return err
 		}
@@ -30,6 +36,9 @@ func (s *source) greet(ctx context.Context) error {
 		// Where both sides know their holes, these need no reading.
 		Allocated: (mine.sparse || s.vol == nil || s.o.Rung == RungAllocated) && !s.exact(),
 		Resume:    s.resume, Medium: s.medium, Undo: s.o.undo(), Stamp: s.facts.stamp,
+	}
+	if s.live != nil && s.dirty != nil {
+		start.After, start.Left = s.live.l.After, clip(s.live.l.Left)
 	}
 	if err := s.send(start); err != nil {
 		return err
@@ -54,6 +63,9 @@ func (s *source) exact() bool {
 
 // learn reads the lists that follow the target's Info and checks the sizes.
 func (s *source) learn(ctx context.Context, allocated bool) error {
+	if s.live != nil && s.dirty != nil && s.live.strayed(&s.facts.info) {
+		s.dirty, s.facts.mine.mapped, s.facts.mine.dirty = nil, false, nil
+	}
 	v := s.facts.info.Volume
 	theirs := position{name: v.Name, size: v.Size, sparse: v.Sparse && allocated, mapped: v.Mapped}
 	var err error
@@ -204,11 +216,14 @@ func (s *source) agree(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.facts.d = d
+	s.facts.d, s.facts.looked = d, d.Candidates
 	s.total.Store(d.Candidates)
 	s.report.Rung, s.report.Reason = d.Rung.String(), d.Reason
 	if s.o.Events.Plan != nil {
 		s.o.Events.Plan(d.Plan)
+	}
+	if s.live != nil {
+		s.live.bytes = d.Candidates
 	}
 	c := s.comparison(d)
 	if s.mode == modeDigest {
@@ -255,6 +270,9 @@ func (s *source) decide() (decision, error) {
 		spent: s.facts.info.Spent, doubt: s.doubt(), repair: s.medium,
 	})
 	d = d.from(s.facts.from, s.unwatched())
+	if s.live != nil && s.live.doubt != "" {
+		d.Reason += "; the tracker of the source: " + s.live.doubt
+	}
 	if err == nil && s.vol == nil && d.source != fromTree {
 		return d, usagef("%s is a digest: rung %v needs a volume", s.name, d.Rung)
 	}
@@ -265,23 +283,36 @@ func (s *source) decide() (decision, error) {
 }
 
 // drain has everything made durable and read back.
-func (s *source) drain(ctx context.Context) error {
-	if err := s.out.barrier(ctx, true); err != nil {
-		return err
+func (s *source) drain(ctx context.Context) (event, error) {
+	why, ev := stopFinal, evDrained
+	if s.live != nil && !s.live.last {
+		why, ev = stopRound, evRound
+	}
+	began := time.Now()
+	if err := s.out.barrier(ctx, why); err != nil {
+		return ev, err
 	}
 	select {
 	case <-s.acks:
 		s.report.RoundTrips++
-		return nil
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return ev, context.Cause(ctx)
 	}
+	if s.live == nil {
+		return ev, nil
+	}
+	return ev, s.live.proven(s.out.stats.divergent.Load(), time.Since(began))
 }
 
 // seal exchanges roots and figures.
 func (s *source) seal(ctx context.Context) error {
 	if s.mode == modeDigest {
 		if err := s.collected(ctx); err != nil {
+			return err
+		}
+	}
+	if s.live != nil {
+		if err := s.live.held(ctx); err != nil {
 			return err
 		}
 	}
@@ -306,6 +337,11 @@ func (s *source) seal(ctx context.Context) error {
 			merkle.Hash(sealed.Root), merkle.Hash(m.Root))
 	}
 	s.facts.target = targetStatsOf(sealed.Stats)
+	if s.live != nil {
+		if s.report.Live, err = s.live.release(sealed.Stamp); err != nil {
+			return err
+		}
+	}
 	s.conclude(m.Algorithm)
 	return nil
 }
@@ -328,7 +364,7 @@ func (s *source) part(ctx context.Context) error {
 func (s *source) conclude(sealed uint8) {
 	r, d, t := &s.report, &s.facts.d, &s.facts.target
 	r.Source, r.Target = s.facts.mine.name, s.facts.theirs.name
-	r.VolumeBytes, r.CandidateBytes = d.Volume, d.Candidates
+	r.VolumeBytes, r.CandidateBytes = d.Volume, s.facts.looked
 	r.TargetReadBytes, r.TargetWrittenBytes, r.TargetVerifiedBytes = t.read, t.written, t.verified
 	if s.vol != nil {
 		r.SourceReadBytes = s.vol.read.Load()
@@ -367,12 +403,12 @@ func (s *source) rootKept() bool {
 // judge says what the session came to.
 func (s *source) judge() {
 	r := &s.report
-	r.Schema, r.Result = SchemaSync, ResultEqual
+	r.Schema, r.Result = schemaSync, ResultEqual
 	switch {
 	case s.mode == modeDigest:
-		r.Schema = SchemaDigest
+		r.Schema = schemaDigest
 	case s.mode == modeCompare:
-		r.Schema = SchemaCompare
+		r.Schema = schemaCompare
 		if a, b := s.facts.mineSize, s.facts.theirs.size; a != b {
 			s.facts.found.add(cbt.Extent{Off: min(a, b), End: max(a, b)})
 			r.DivergentBytes += max(a, b) - min(a, b)

@@ -11,9 +11,12 @@ import "fmt"
 //	     done ◀──closed── closing ◀──sealed── sealing ◀──┐    moving
 //	                  say                 seal           │      │ moved
 //	                                                     │      ▼ drain
-//	                         checking ◀──drained (full)──┼── draining
-//	                            │ pass                   │      │
-//	                            └──checked───────────────┴──────┘ drained
+//	                         checking ◀──drained (full)──┼── draining ──round──▶ resting
+//	                            │ pass                   │      │        next       │ again: moving
+//	                            └──checked───────────────┴──────┘ drained           ▼
+//
+// A live session goes round: what was written while it moved is moved next, and
+// only the last round, with the writers at rest, is drained for good.
 //
 // A session that only looks (compare, dry run) goes from moving straight to
 // sealing: there is nothing to drain. Any error ends the session from any
@@ -28,13 +31,14 @@ const (
 	statePlanned
 	stateMoving
 	stateDraining
+	stateResting
 	stateChecking
 	stateSealing
 	stateClosing
 	stateDone
 )
 
-var stateNames = [...]string{"idle", "greeting", "weighing", "planned", "moving", "draining", "checking", "sealing", "closing", "done"}
+var stateNames = [...]string{"idle", "greeting", "weighing", "planned", "moving", "draining", "resting", "checking", "sealing", "closing", "done"}
 
 func (s state) String() string { return stateNames[s] }
 
@@ -48,12 +52,14 @@ const (
 	evAgreed               // the target agreed to the plan
 	evMoved                // every unit is compared and what differs is sent
 	evDrained              // the target acknowledged the last barrier: durable and read back
+	evRound                // the same of a round that is not the last
+	evAgain                // the target agreed to another round
 	evChecked              // both volumes were compared whole, from the medium
 	evSealed               // both sides' roots and figures are exchanged
 	evClosed               // the report is with the peer
 )
 
-var eventNames = [...]string{"start", "info", "weighed", "agreed", "moved", "drained", "checked", "sealed", "closed"}
+var eventNames = [...]string{"start", "info", "weighed", "agreed", "moved", "drained", "round", "again", "checked", "sealed", "closed"}
 
 func (e event) String() string { return eventNames[e] }
 
@@ -67,6 +73,7 @@ const (
 	doPlan
 	doMove
 	doDrain
+	doNext
 	doCheck
 	doSeal
 	doClose
@@ -76,6 +83,7 @@ const (
 type intent struct {
 	writes bool // the target is written
 	check  bool // both volumes are compared whole afterwards
+	live   bool // the source is written meanwhile
 }
 
 // step is pure: no I/O, no clock, no goroutine. The caller performs the effect
@@ -94,6 +102,10 @@ func step(s state, ev event, in intent) (state, effect, error) {
 		return stateDraining, doDrain, nil
 	case s == stateMoving && ev == evMoved:
 		return stateSealing, doSeal, nil
+	case s == stateDraining && ev == evRound && in.live:
+		return stateResting, doNext, nil
+	case s == stateResting && ev == evAgain && in.live:
+		return stateMoving, doMove, nil
 	case s == stateDraining && ev == evDrained && in.check:
 		return stateChecking, doCheck, nil
 	case s == stateDraining && ev == evDrained, s == stateChecking && ev == evChecked:

@@ -14,9 +14,9 @@ import (
 // is written so that every beginning of a session matches.
 //
 //	s Start  n Nodes  p Plan  e Extents  E the last Extents  w Want  d Data  z Zero  x Discard
-//	r Release  b Barrier  P Pass  S Seal  R Report  B Bye  ? anything else
-var saidBySource = regexp.MustCompile(`^(s(n*|n*p(e*|e*E[dzxwrb]*` +
-	`(P(e*|e*Er*))?|e*E([dzxwrb]*|[dzxwrb]*Pe*Er*)SR*B?)))?$`)
+//	r Release  b Barrier  P Pass  Q Pass of a round  S Seal  R Report  B Bye  ? anything else
+var saidBySource = regexp.MustCompile(`^(s(n*|n*p(e*|e*E[dzxwrb]*(Qe*E[dzxwrb]*)*(Qe*|P(e*|e*Er*))?` +
+	`|e*E[dzxwrb]*(Qe*E[dzxwrb]*)*(Pe*Er*)?SR*B?)))?$`)
 
 var sourceLetters = map[transport.Kind]byte{
 	kindStart: 's', kindNodes: 'n', kindPlan: 'p', kindExtents: 'e', kindWant: 'w', kindData: 'd', kindZero: 'z',
@@ -25,15 +25,18 @@ var sourceLetters = map[transport.Kind]byte{
 
 // What happens to a source, one letter for each event: it begins, hears Info,
 // has weighed trees, has Agree, is through with the candidates, has the last
-// Ack, has compared all, has Sealed, has Bye. By what the session is for.
+// Ack, has compared all, has Sealed, has Bye; has a round's last Ack, has Agree to
+// another. By what the session is for.
 var (
 	happensLooking  = regexp.MustCompile(`^(b(i(w(a(m(s(B)?)?)?)?)?)?)?$`)
 	happensWriting  = regexp.MustCompile(`^(b(i(w(a(m(k(s(B)?)?)?)?)?)?)?)?$`)
+	happensLive     = regexp.MustCompile(`^(b(i(w(a(m(ogm)*(o|og|k(s(B)?)?)?)?)?)?)?)?$`)
 	happensChecking = regexp.MustCompile(`^(b(i(w(a(m(k(c(s(B)?)?)?)?)?)?)?)?)?$`)
 )
 
 var eventLetters = map[event]byte{
 	evStart: 'b', evInfo: 'i', evWeighed: 'w', evAgreed: 'a', evMoved: 'm', evDrained: 'k', evChecked: 'c', evSealed: 's', evClosed: 'B',
+	evRound: 'o', evAgain: 'g',
 }
 
 // FuzzStep holds the two machines of a session against the drawing of the
@@ -54,7 +57,7 @@ func FuzzStep(f *testing.F) {
 		if len(in) == 0 || len(in) > 1<<10 {
 			return
 		}
-		purpose := intent{writes: in[0]&3 > 0, check: in[0]&3 > 1}
+		purpose := intent{writes: in[0]&3 > 0, check: in[0]&3 == 2, live: in[0]&3 == 3}
 		sourceAlone(t, purpose, in[1:])
 		targetAlone(t, in[1:])
 		newDialogue(t, purpose, int(in[0]>>2&3)).run(in[1:])
@@ -65,6 +68,8 @@ func FuzzStep(f *testing.F) {
 func sourceAlone(t *testing.T, purpose intent, in []byte) {
 	model := happensLooking
 	switch {
+	case purpose.live:
+		model = happensLive
 	case purpose.check:
 		model = happensChecking
 	case purpose.writes:
@@ -90,19 +95,21 @@ func sourceAlone(t *testing.T, purpose intent, in []byte) {
 func targetAlone(t *testing.T, in []byte) {
 	s, word := targetWaiting, []byte{}
 	for _, b := range in {
-		k, last := transport.Kind(b%32), b&32 != 0
+		k, marked := transport.Kind(b%32), b&32 != 0
 		letter, known := sourceLetters[k]
 		switch {
 		case !known:
 			letter = '?'
-		case k == kindExtents && last:
+		case k == kindExtents && marked:
 			letter = 'E'
+		case k == kindPass && marked:
+			letter = 'Q'
 		}
 		longer := append(word[:len(word):len(word)], letter)
-		next, err := targetStep(s, k, last)
+		next, err := targetStep(s, k, marked)
 		switch may := saidBySource.Match(longer); {
 		case may != (err == nil):
-			t.Fatalf("after %s in state %v, kind %d (last %v): %v; the protocol allows it: %v", word, s, k, last, err, may)
+			t.Fatalf("after %s in state %v, kind %d (marked %v): %v; the protocol allows it: %v", word, s, k, marked, err, may)
 		case err == nil:
 			s, word = next, longer
 		case next != s:
@@ -113,8 +120,8 @@ func targetAlone(t *testing.T, in []byte) {
 
 // said is a frame under way.
 type said struct {
-	kind transport.Kind
-	last bool // of Extents
+	kind   transport.Kind
+	marked bool // the last Extents; a Pass of a round
 }
 
 // A dialogue is a session of both machines. What they do of themselves, and
@@ -123,6 +130,7 @@ type dialogue struct {
 	t       *testing.T
 	purpose intent
 	units   int // that are compared; their digests come in any order
+	rounds  int // that a live source has before its last
 
 	s      state
 	eff    effect // under way at the source
@@ -140,7 +148,7 @@ type dialogue struct {
 }
 
 func newDialogue(t *testing.T, purpose intent, units int) *dialogue {
-	d := &dialogue{t: t, purpose: purpose, units: units}
+	d := &dialogue{t: t, purpose: purpose, units: units, rounds: units + 1}
 	d.happen(evStart)
 	return d
 }
@@ -183,15 +191,18 @@ func (d *dialogue) move(b byte) {
 }
 
 // say has the source send, and holds it against the protocol.
-func (d *dialogue) say(k transport.Kind, last bool) {
+func (d *dialogue) say(k transport.Kind, marked bool) {
 	letter := sourceLetters[k]
-	if k == kindExtents && last {
+	switch {
+	case k == kindExtents && marked:
 		letter = 'E'
+	case k == kindPass && marked:
+		letter = 'Q'
 	}
 	if d.word = append(d.word, letter); !saidBySource.Match(d.word) {
 		d.t.Fatalf("in state %v the source says %s", d.s, d.word)
 	}
-	d.down = append(d.down, said{k, last})
+	d.down = append(d.down, said{k, marked})
 }
 
 // happen gives the source an event and begins what follows from it.
@@ -210,6 +221,10 @@ func (d *dialogue) happen(ev event) {
 	case doDrain:
 		d.asked++
 		d.say(kindBarrier, false)
+	case doNext:
+		d.asked = d.units
+		d.say(kindPass, true)
+		d.say(kindExtents, true)
 	case doCheck:
 		d.asked = d.units
 		d.say(kindPass, false)
@@ -278,7 +293,7 @@ func (d *dialogue) speakMoving(more byte) {
 
 // hearTarget is a frame that gets to the target.
 func (d *dialogue) hearTarget(m said) {
-	next, err := targetStep(d.g, m.kind, m.last)
+	next, err := targetStep(d.g, m.kind, m.marked)
 	if err != nil {
 		d.t.Fatalf("the target does not take what the source may say (%s): %v", d.word, err)
 	}
@@ -290,10 +305,10 @@ func (d *dialogue) hearTarget(m said) {
 	case kindNodes:
 		d.due = append(d.due, said{kind: kindNodeHashes})
 	case kindExtents:
-		if m.last && next == targetMoving {
+		if m.marked && next == targetMoving {
 			d.due = append(d.due, said{kind: kindAgree})
 		}
-		if m.last {
+		if m.marked {
 			d.digests = d.units
 		}
 	case kindWant:
@@ -333,14 +348,17 @@ func (d *dialogue) hearSource(m said) {
 	}
 	switch m.kind {
 	case kindExtents:
-		if m.last {
+		if m.marked {
 			d.happen(evInfo)
 		}
 	case kindDigests, kindPieces, kindNodeHashes:
 		d.asked--
 	case kindAgree:
-		left := d.asked // digests that are still to come
-		d.happen(evAgreed)
+		left, ev := d.asked, evAgreed // digests that are still to come
+		if d.s == stateResting {
+			ev = evAgain
+		}
+		d.happen(ev)
 		d.asked = left
 	case kindAck:
 		d.heardAck()
@@ -362,7 +380,12 @@ func (d *dialogue) heardAck() {
 			acks++
 		}
 	}
-	if acks == 0 {
+	switch {
+	case acks > 0:
+	case d.purpose.live && d.rounds > 0:
+		d.rounds--
+		d.happen(evRound)
+	default:
 		d.happen(evDrained)
 	}
 }

@@ -20,6 +20,8 @@ import (
 //	waiting ──Start──▶ greeted ──Plan──▶ listing ──last Extents──▶ moving
 //	                   │  ▲ Nodes                                   │  ▲ Data, Zero, Discard,
 //	                   └──┘                                         │  └ Barrier, Want, Release
+//	                        ▲                                       │
+//	                        └──────────────Pass (round)─────────────┤
 //	          ┌─────────────────────────Pass────────────────────────┤
 //	          ▼                                                     │ Seal
 //	     relisting ──last Extents──▶ checking ──Seal──▶ sealed ◀────┘
@@ -42,8 +44,8 @@ var targetStateNames = [...]string{"waiting", "greeted", "listing", "moving", "r
 func (s targetState) String() string { return targetStateNames[s] }
 
 // targetStep says where a frame leads, and whether it may come at all. Pure.
-// last is set for the frame that ends a list.
-func targetStep(s targetState, k transport.Kind, last bool) (targetState, error) {
+// marked is set for the frame that ends a list, and for a Pass that is a round.
+func targetStep(s targetState, k transport.Kind, marked bool) (targetState, error) {
 	switch {
 	case s == targetWaiting && k == kindStart:
 		return targetGreeted, nil
@@ -52,13 +54,13 @@ func targetStep(s targetState, k transport.Kind, last bool) (targetState, error)
 	case s == targetGreeted && k == kindPlan:
 		return targetListing, nil
 	case s == targetListing && k == kindExtents:
-		return oneOf(last, targetMoving, s), nil
+		return oneOf(marked, targetMoving, s), nil
 	case s == targetMoving && isMoving(k):
 		return s, nil
 	case s == targetMoving && k == kindPass:
-		return targetRelisting, nil
+		return oneOf(marked, targetListing, targetRelisting), nil
 	case s == targetRelisting && k == kindExtents:
-		return oneOf(last, targetChecking, s), nil
+		return oneOf(marked, targetChecking, s), nil
 	case s == targetChecking && k == kindRelease:
 		return s, nil
 	case (s == targetMoving || s == targetChecking) && k == kindSeal:
@@ -164,14 +166,18 @@ func (t *target) take(ctx context.Context, g *errgroup.Group, f *transport.Frame
 		defer f.Release()
 		return peerError(f.Payload())
 	}
-	last := false
+	marked := false
 	var err error
-	if f.Kind == kindExtents && (t.state == targetListing || t.state == targetRelisting) {
-		last, err = t.list.add(f.Payload())
+	switch {
+	case f.Kind == kindExtents && (t.state == targetListing || t.state == targetRelisting):
+		marked, err = t.list.add(f.Payload())
+	case f.Kind == kindPass && t.state == targetMoving:
+		err = t.pass.Decode(f.Payload())
+		marked = t.pass.Purpose == passRound
 	}
 	next := t.state
 	if err == nil {
-		next, err = targetStep(t.state, f.Kind, last)
+		next, err = targetStep(t.state, f.Kind, marked)
 	}
 	if err == nil {
 		err = t.looksOnly(f.Kind)
@@ -186,7 +192,7 @@ func (t *target) take(ctx context.Context, g *errgroup.Group, f *transport.Frame
 		return t.apply.Load().add(ctx, 0, f) // the applier releases it
 	}
 	defer f.Release()
-	return t.handle(ctx, g, f, last)
+	return t.handle(ctx, g, f, marked)
 }
 
 // looksOnly refuses what has no place in a session that writes nothing.
@@ -237,7 +243,7 @@ func (t *target) handle(ctx context.Context, g *errgroup.Group, f *transport.Fra
 		}
 		return t.respond.Load().release(int64(min(m.Unit, 1<<62)))
 	case kindPass:
-		return t.passed(p)
+		return t.passed()
 	case kindSeal:
 		return t.seal(ctx, p)
 	case kindReport:
@@ -435,8 +441,11 @@ func (t *target) span() int64 {
 
 // begin starts the work on the candidates that were listed.
 func (t *target) begin(ctx context.Context, g *errgroup.Group) error {
-	if t.state == targetChecking {
+	switch {
+	case t.state == targetChecking:
 		return t.check(ctx, g)
+	case t.pass.Purpose == passRound:
+		return t.round(ctx, g)
 	}
 	leaf := int64(0)
 	if t.plan.Level == 1 {

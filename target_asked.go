@@ -102,10 +102,10 @@ func (j *job) believe(r *Report, e evidence) error {
 // possible says what in a report cannot be.
 func (j *job) possible(r *Report, e evidence) error {
 	span, most := min(e.start.Volume.Size, e.size), max(e.start.Volume.Size, e.size)
-	schema, result, verified := SchemaSync, ResultEqual, j.o.Verify.String()
+	schema, result, verified := schemaSync, ResultEqual, j.o.Verify.String()
 	switch {
 	case j.mode == modeCompare:
-		schema, verified = SchemaCompare, ""
+		schema, verified = schemaCompare, ""
 		if r.DivergentBytes > 0 {
 			result = ResultDifferent
 		}

@@ -37,6 +37,11 @@ func (t *target) seal(ctx context.Context, p []byte) error {
 		if err := t.settled(out.Root == m.Root); err != nil {
 			return err
 		}
+		stamp, err := t.vol.stamp()
+		if err != nil {
+			return err
+		}
+		out.Stamp = clip(stamp)
 	}
 	return t.link.Send(kindSealed, out.Append(nil))
 }

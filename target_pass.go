@@ -12,9 +12,11 @@ import (
 
 // passed takes the source's wish to have the volume read again. What is to be
 // read follows.
-func (t *target) passed(p []byte) error {
-	if err := t.pass.Decode(p); err != nil {
-		return err
+func (t *target) passed() error {
+	if t.pass.Purpose == passRound {
+		if err := t.another(); err != nil {
+			return err
+		}
 	}
 	if t.asked != nil {
 		if err := t.asked.holdPass(&t.pass); err != nil {

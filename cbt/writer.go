@@ -169,6 +169,16 @@ func (w *Writer) PutBack(t *Taken, proven []Extent) error {
 	return nil
 }
 
+// Pending reports whether the next Take would report any of the n bytes at off.
+func (w *Writer) Pending(off, n int64) bool {
+	for at := off; at < off+n; at += w.m.block {
+		if w.m.State(at) != Clean {
+			return true
+		}
+	}
+	return n > 0 && w.m.State(off+n-1) != Clean
+}
+
 // Trust implements [Tracker].
 func (w *Writer) Trust() Trust {
 	w.mu.Lock()

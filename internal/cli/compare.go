@@ -11,6 +11,8 @@ import (
 	"github.com/failback/failback"
 )
 
+const schemaCompare = "failback.compare/1" // as in [failback.Report]
+
 type compareFlags struct {
 	out  outputFlags
 	link linkFlags
@@ -31,7 +33,7 @@ Exit codes: 0 the same, 1 different, 2 usage, 3 could not tell.`,
 		Example: `  failback diff backup.img primary.img
   failback diff --json /dev/vg/backup ssh://root@home/dev/vg/primary | jq .divergent_bytes`,
 		Args:        exactly(2, "A B"),
-		Annotations: map[string]string{schemaKey: failback.SchemaCompare, answerKey: "yes"},
+		Annotations: map[string]string{schemaKey: schemaCompare, answerKey: "yes"},
 	}
 	f.link.add(c)
 	a.addOutputFlags(c, &f.out)
@@ -60,7 +62,7 @@ Exit codes: 0 the same, 1 different, 2 usage, 3 could not tell.`,
   failback verify /dev/vg/db db.fbt
   failback verify monday.fbt tuesday.fbt`,
 		Args:        exactly(2, "A B, each a volume or a digest file"),
-		Annotations: map[string]string{schemaKey: failback.SchemaCompare, answerKey: "yes"},
+		Annotations: map[string]string{schemaKey: schemaCompare, answerKey: "yes"},
 	}
 	f.link.add(c)
 	a.addOutputFlags(c, &f.out)

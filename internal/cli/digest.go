@@ -10,6 +10,8 @@ import (
 	"github.com/failback/failback/merkle"
 )
 
+const schemaDigest = "failback.digest/1" // as in [failback.Report]
+
 type digestFlags struct {
 	out    outputFlags
 	link   linkFlags
@@ -33,7 +35,7 @@ Exit codes: 0 done, 2 usage, 3 failed, 4 refused.`,
 		Example: `  failback digest -o db.fbt /dev/vg/db
   failback digest --hash sha256 --leaf 4KiB -o db.fbt db.img`,
 		Args:        exactly(1, "VOLUME"),
-		Annotations: map[string]string{schemaKey: failback.SchemaDigest},
+		Annotations: map[string]string{schemaKey: schemaDigest},
 	}
 	f := c.Flags()
 	f.StringVarP(&d.output, "output", "o", "", "the `FILE` to write (required)")

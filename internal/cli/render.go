@@ -51,6 +51,7 @@ func syncLines(r *failback.Report) []line {
 		{"source i/o", humanBytes(r.SourceReadBytes) + " read"},
 		{"target i/o", fmt.Sprintf("%s read, %s written, %s read back", humanBytes(r.TargetReadBytes), humanBytes(r.TargetWrittenBytes), humanBytes(r.TargetVerifiedBytes))},
 		{"undo log", undoLine(r)},
+		{"live", liveLine(r)},
 		{"time", phases(r.Seconds)},
 		{"root", deref(r.Root)},
 	}
@@ -89,6 +90,21 @@ func differing(r *failback.Report) string {
 		s += fmt.Sprintf(", %s of it zeroes", humanBytes(r.ZeroBytes))
 	}
 	return s
+}
+
+// liveLine says how long the writers waited.
+func liveLine(r *failback.Report) string {
+	if r.Live == nil {
+		return ""
+	}
+	text := fmt.Sprintf("the writers were at rest for %.0f ms", r.Live.PauseMS)
+	if n := len(r.Live.Rounds); n > 0 {
+		text += fmt.Sprintf(" (predicted %.0f), in the last of %d rounds", r.Live.PredictedMS, n)
+	}
+	if r.Live.Tries > 1 {
+		text += fmt.Sprintf("; it took %d tries", r.Live.Tries)
+	}
+	return text
 }
 
 func undoLine(r *failback.Report) string {

@@ -13,10 +13,13 @@ import (
 	"github.com/failback/failback/transport/dial"
 )
 
+const schemaSync = "failback.sync/1" // as in [failback.Report]
+
 type syncFlags struct {
 	out  outputFlags
 	link linkFlags
 	fall recoverFlags
+	live liveFlags
 
 	dirty, targetDirty     []string
 	sourceTree, targetTree string
@@ -53,11 +56,12 @@ Exit codes: 0 done and proven, 2 usage, 3 failed, 4 refused (nothing was touched
   failback sync --dirty since-failover.fbm /dev/vg/backup ssh://root@home/dev/vg/primary
   failback sync --verify full --seal --json unix:///run/failback.sock?volume=db /dev/vg/db`,
 		Args:        exactly(2, "SOURCE TARGET"),
-		Annotations: map[string]string{schemaKey: failback.SchemaSync},
+		Annotations: map[string]string{schemaKey: schemaSync},
 	}
 	s.addFlags(c)
 	s.link.add(c)
 	s.fall.add(c)
+	s.live.add(c)
 	a.addOutputFlags(c, &s.out)
 	return a.runs(c, func(ctx context.Context, args []string) error { return a.sync(ctx, &s, args[0], args[1]) })
 }
@@ -124,12 +128,19 @@ func (a *app) sync(ctx context.Context, s *syncFlags, source, target string) err
 	if err := s.fall.check(far); err != nil {
 		return err
 	}
+	near, err := dial.Parse(source)
+	if err != nil {
+		return err
+	}
+	if err := s.live.check(s, near); err != nil {
+		return err
+	}
 	s.fall.options(&options, !far.Local())
 	src, dst, err := s.open(source, target, link)
 	if err != nil {
 		return err
 	}
-	report, err := failback.Sync(ctx, src.Side, dst.Side, options)
+	report, err := s.session(ctx, u, src, dst, options)
 	u.done()
 	err = closeSides(err, src, dst)
 	if err != nil {
@@ -137,6 +148,22 @@ func (a *app) sync(ctx context.Context, s *syncFlags, source, target string) err
 	}
 	report.Source, report.Target = source, target
 	return a.showSync(report, s.out)
+}
+
+// session runs the sync of two sides that are open.
+func (s *syncFlags) session(ctx context.Context, u *ui, src, dst *side, o failback.Options) (*failback.Report, error) {
+	if !s.live.on {
+		return failback.Sync(ctx, src.Side, dst.Side, o)
+	}
+	v, err := s.live.begin(ctx, u, s, src, dst)
+	if err != nil {
+		return nil, err
+	}
+	report, err := v.sync(ctx, src, dst, o)
+	if err := errors.Join(err, v.end(ctx)); err != nil {
+		return nil, err
+	}
+	return report, nil
 }
 
 // open opens both sides. The source comes first: nothing at the target is
@@ -214,6 +241,9 @@ func (s *syncFlags) outcome(err error, target string, moved bool) error {
 		return &outcomeError{err, target + " is as it was: nothing was written", "see to that, then run the same command again"}
 	}
 	next := "run the same command again with --resume: it goes on where it was (without: both sides are compared, and what has arrived is not sent again)"
+	if s.live.on {
+		next = s.live.next(err)
+	}
 	if s.fall.undo != "" || s.fall.undoServed {
 		next += "; or put back what was there: failback undo"
 	}

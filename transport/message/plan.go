@@ -80,12 +80,15 @@ func (m *Agree) Decode(b []byte) error {
 	return r.end()
 }
 
-// Pass asks the target to read its volume from the medium and to send its leaves
-// as [Digests] again. What is to be read follows as Extents with purpose 3; the
-// rest is known to be zero on both sides.
+// Pass begins another pass over what follows as Extents with purpose 3.
+//
+// To verify or to seal, the target reads it from the medium and sends its leaves
+// as [Digests] again; the rest is known to be zero on both sides. A round is what
+// was written to the source since the pass before: the target answers as it does
+// to a Plan of level 2, and the digest is 0.
 //
 //	off size field
-//	  0    1 purpose    1 verify, 2 seal
+//	  0    1 purpose    1 verify, 2 seal, 3 round
 //	  1    1 digest     0 keyed by the session, 1 SHA-256, 2 BLAKE3
 //	  2    4 leaf       bytes; power of two, 4 KiB to 4 MiB
 type Pass struct {
@@ -102,7 +105,7 @@ func (m Pass) Append(b []byte) []byte {
 // Decode reads the encoding in b.
 func (m *Pass) Decode(b []byte) error {
 	r := reader{b: b, message: "Pass"}
-	m.Purpose = r.between("purpose", 1, 2)
+	m.Purpose = r.between("purpose", 1, 3)
 	m.Digest = r.between("digest", 0, 2)
 	m.Leaf = r.leaf("leaf", false)
 	return r.end()

@@ -27,20 +27,40 @@ type Seal struct {
 func (m Seal) Append(b []byte) []byte { return appendSeal(b, m) }
 
 // Decode reads the encoding in b. The list reuses what m.Stats has room for.
-func (m *Seal) Decode(b []byte) error { return decodeSeal("Seal", b, m) }
+func (m *Seal) Decode(b []byte) error {
+	r := reader{b: b, message: "Seal"}
+	r.seal(m)
+	return r.end()
+}
 
-// Sealed answers a [Seal] with the root of the target, laid out alike.
+// Sealed answers a [Seal] with the root of the target. It begins alike.
+//
+//	off size field
+//	  0    1 algorithm  0 none, 1 SHA-256, 2 BLAKE3
+//	  1   32 root       zeroes if there is no algorithm
+//	 33    1 count      at most 32
+//	 34      stats      each: id u8, value u64; ids rise
+//	  +      stamp      str8: changes when the target's volume is written; empty if nothing tells
 type Sealed struct {
 	Algorithm uint8
 	Root      [32]byte
 	Stats     []Stat
+	Stamp     string // changes when the target is written
 }
 
 // Append adds the encoding to b.
-func (m Sealed) Append(b []byte) []byte { return appendSeal(b, Seal(m)) }
+func (m Sealed) Append(b []byte) []byte {
+	return putStr8(appendSeal(b, Seal{m.Algorithm, m.Root, m.Stats}), m.Stamp)
+}
 
 // Decode reads the encoding in b. The list reuses what m.Stats has room for.
-func (m *Sealed) Decode(b []byte) error { return decodeSeal("Sealed", b, (*Seal)(m)) }
+func (m *Sealed) Decode(b []byte) error {
+	r, s := reader{b: b, message: "Sealed"}, Seal{Stats: m.Stats}
+	r.seal(&s)
+	m.Algorithm, m.Root, m.Stats = s.Algorithm, s.Root, s.Stats
+	m.Stamp = r.str8("stamp")
+	return r.end()
+}
 
 func appendSeal(b []byte, m Seal) []byte {
 	b = append(append(b, m.Algorithm), m.Root[:]...)
@@ -51,8 +71,7 @@ func appendSeal(b []byte, m Seal) []byte {
 	return b
 }
 
-func decodeSeal(message string, b []byte, m *Seal) error {
-	r := reader{b: b, message: message}
+func (r *reader) seal(m *Seal) {
 	m.Algorithm = r.between("algorithm", 0, 2)
 	m.Root = [hashLen]byte{}
 	copy(m.Root[:], r.bytes("root", hashLen))
@@ -70,5 +89,4 @@ func decodeSeal(message string, b []byte, m *Seal) error {
 		last = s.ID
 		m.Stats = append(m.Stats, s)
 	}
-	return r.end()
 }

@@ -88,6 +88,8 @@ const maxStreams = 64
 //	  +    1 resume     an interrupted session: 0 begin anew, 1 go on with it, 2 if that is possible
 //	  +    1 undo       save what is overwritten: 0 as the target likes, 1 all of it, 2 as far as possible
 //	  +      stamp      str8: changes when the source's volume is written; empty if nothing tells
+//	  +   16 after      the session since which the source knows what it was written; zeroes for none
+//	  +      left       str8: the target's stamp when that one ended, see Sealed; empty if not known
 type Start struct {
 	Session     [16]byte
 	Mode        uint8 // 1 sync, 2 compare, 3 digest
@@ -101,6 +103,8 @@ type Start struct {
 	Resume      uint8  // 0 begin anew, 1 must, 2 if possible
 	Undo        uint8  // 0 no, 1 must, 2 as far as possible
 	Stamp       string // changes when the source is written
+	After       [16]byte
+	Left        string
 }
 
 // Append adds the encoding to b.
@@ -108,7 +112,8 @@ func (m Start) Append(b []byte) []byte {
 	b = append(append(b, m.Session[:]...), m.Mode)
 	b = m.Volume.append(append(b, m.Share[:]...))
 	b = put32(b, flagBits(m.AllowLarger, m.Allocated, m.DryRun, m.Medium))
-	return putStr8(append(b, m.Streams, m.Resume, m.Undo), m.Stamp)
+	b = putStr8(append(b, m.Streams, m.Resume, m.Undo), m.Stamp)
+	return putStr8(append(b, m.After[:]...), m.Left)
 }
 
 // Decode reads the encoding in b.
@@ -123,6 +128,8 @@ func (m *Start) Decode(b []byte) error {
 	m.Streams = r.between("streams", 0, maxStreams)
 	m.Resume, m.Undo = r.between("resume", 0, 2), r.between("undo", 0, 2)
 	m.Stamp = r.str8("stamp")
+	copy(m.After[:], r.bytes("after", len(m.After)))
+	m.Left = r.str8("left")
 	return r.end()
 }
 
@@ -133,7 +140,8 @@ func (m *Start) Decode(b []byte) error {
 //	 16    1 flags      bit 0 an interrupted session can be gone on with, bit 1 with bit 0:
 //	                    nothing says whether the target was written since, bit 2 it was
 //	                    written since its tree was made, which may not be read in its place,
-//	                    bit 3 nothing vouches for what it holds: all of it is to be compared
+//	                    bit 3 nothing vouches for what it holds: all of it is to be compared,
+//	                    bit 4 nobody has written it since the session that Start says it is after
 //	 17      volume     VolumeInfo of the target
 //	         journal    with flag bit 0: done u64 (bytes; below it both sides were found equal
 //	                    and that is durable, at most 2^62), basis 32 bytes (that session's, see
@@ -145,6 +153,7 @@ type Info struct {
 	Unwatched bool     // with Journal: somebody may have written the target since
 	Spent     bool     // the target's tree may not be read in place of it
 	Doubt     bool     // the whole of the target is to be compared
+	Kept      bool     // it is as the session Start.After left it
 	Done      int64    // bytes
 	Basis     [32]byte // of the interrupted session
 	Stamp     string   // of the source then
@@ -153,7 +162,7 @@ type Info struct {
 // Append adds the encoding to b.
 func (m Info) Append(b []byte) []byte {
 	flags := byte(0)
-	for i, set := range []bool{m.Journal, m.Unwatched, m.Spent, m.Doubt} {
+	for i, set := range []bool{m.Journal, m.Unwatched, m.Spent, m.Doubt, m.Kept} {
 		if set {
 			flags |= 1 << i
 		}
@@ -169,8 +178,9 @@ func (m Info) Append(b []byte) []byte {
 func (m *Info) Decode(b []byte) error {
 	r := reader{b: b, message: "Info"}
 	copy(m.Share[:], r.bytes("share", len(m.Share)))
-	flags := r.between("flags", 0, 15)
-	m.Journal, m.Unwatched, m.Spent, m.Doubt = flags&1 != 0, flags&2 != 0, flags&4 != 0, flags&8 != 0
+	flags := r.between("flags", 0, 31)
+	m.Journal, m.Unwatched, m.Spent = flags&1 != 0, flags&2 != 0, flags&4 != 0
+	m.Doubt, m.Kept = flags&8 != 0, flags&16 != 0
 	if m.Unwatched && !m.Journal {
 		r.bad("flags", "bit 1 without bit 0")
 	}

@@ -1,0 +1,371 @@
+package cli
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/cespare/xxhash/v2"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/failback/failback"
+	"github.com/failback/failback/cbt"
+	"github.com/failback/failback/cbt/ebpf"
+	"github.com/failback/failback/internal/quiesce"
+	"github.com/failback/failback/transport/dial"
+)
+
+// liveFlags are those of a sync whose source is written meanwhile.
+type liveFlags struct {
+	on, still, keep     bool
+	trust               bool
+	pause, limit, step  time.Duration
+	freeze              string
+	onQuiesce, onResume string
+}
+
+func (l *liveFlags) add(c *cobra.Command) {
+	f := c.Flags()
+	f.BoolVar(&l.on, "live", false, "SOURCE, a block device, is being written: copy it in rounds, and bring its writers to rest only for the last one")
+	f.DurationVar(&l.pause, "pause", 500*time.Millisecond, "with --live: the longest pause that the last round may be going to take")
+	f.StringVar(&l.freeze, "freeze", "", "with --live: the file system mounted at `DIR`, which lies on SOURCE, is frozen for the last round")
+	f.StringVar(&l.onQuiesce, "on-quiesce", "", "with --live: shell `COMMAND` that brings the writers to rest, before the freeze if there is one")
+	f.StringVar(&l.onResume, "on-resume", "", "with --live: shell `COMMAND` that lets them go on; it may be run twice after a crash")
+	f.DurationVar(&l.limit, "pause-limit", 10*time.Second, "with --live: after so long the writers go on, whatever the last round is at")
+	f.DurationVar(&l.step, "quiesce-timeout", 30*time.Second, "with --live: how long a freeze, a thaw or a command may take")
+	f.BoolVar(&l.keep, "keep-tracking", false, "with --live: leave the tracker on that was started for this sync; the next one looks only at what was written since")
+	f.BoolVar(&l.trust, "trust-tracker", false, "with --live: what the tracker of SOURCE holds is all in which TARGET differs, though no sync of the two says so")
+	f.BoolVar(&l.still, "or-at-rest", false, "with --live: where SOURCE cannot be tracked, sync it while its writers rest all the time; give a --pause-limit that is long enough")
+}
+
+// check says what does not go together.
+func (l *liveFlags) check(s *syncFlags, source dial.Address) error {
+	given := l.freeze != "" || l.onQuiesce != "" || l.onResume != "" || l.keep || l.still || l.trust
+	switch {
+	case !l.on && given:
+		return usagef("--freeze, --on-quiesce, --on-resume, --keep-tracking, --trust-tracker and --or-at-rest go with --live")
+	case !l.on:
+		return nil
+	case !source.Local():
+		return usagef("--live: SOURCE is not on this machine: run the sync where it is, beside its tracker, and let TARGET be the far one")
+	case l.freeze == "" && l.onQuiesce == "":
+		return usagef("--live: say how the writers of SOURCE are brought to rest for the last round: --freeze MOUNTPOINT, --on-quiesce COMMAND, or both")
+	case l.pause <= 0 || l.limit < l.pause || l.step <= 0:
+		return usagef("--pause %v, --pause-limit %v, --quiesce-timeout %v: more than 0, and the limit not below the pause", l.pause, l.limit, l.step)
+	case len(s.dirty) > 0 || len(s.targetDirty) > 0 || s.sourceTree != "" || s.targetTree != "":
+		return usagef("--live: the tracker says what was written; no map and no tree is true of a volume that is being written")
+	}
+	return nil
+}
+
+// liveSync is the source's side of a live sync, as long as it runs.
+type liveSync struct {
+	u       *ui
+	flags   *liveFlags
+	device  string
+	plan    quiesce.Plan
+	tracker *ebpf.Tracker // nil: it cannot be tracked
+	started bool          // for this sync
+	point   *pointFile
+}
+
+// begin checks how the writers are brought to rest, and tracks the source.
+func (l *liveFlags) begin(ctx context.Context, u *ui, s *syncFlags, src, dst *side) (*liveSync, error) {
+	if info, err := os.Stat(src.arg); err != nil {
+		return nil, err
+	} else if info.Mode().IsRegular() {
+		return nil, &failback.RefusedError{Volume: src.arg, Reason: "it is a file: the writes of others to a file are not seen",
+			Next: "attach it to a loop device (losetup --find --show " + src.arg + "), have the applications use that, and name it as the source"}
+	}
+	v := &liveSync{u: u, flags: l, device: src.arg, plan: quiesce.Plan{
+		Device: src.arg, Mount: l.freeze, OnQuiesce: l.onQuiesce, OnResume: l.onResume, Timeout: l.step, Limit: l.limit,
+	}}
+	if err := v.plan.Check(); err != nil {
+		return nil, err
+	}
+	if err := v.plan.Outside(v.written(s, dst)...); err != nil {
+		return nil, err
+	}
+	var err error
+	if v.point, err = newPoint(&s.fall.place, src.disk, dst.arg); err != nil {
+		return nil, err
+	}
+	v.tracker, err = ebpf.Open(src.arg, ebpf.Options{})
+	if errors.Is(err, ebpf.ErrNotTracked) || errors.Is(err, fs.ErrNotExist) {
+		v.started = true
+		v.tracker, err = ebpf.Start(ctx, src.arg, ebpf.Options{})
+	}
+	switch {
+	case err == nil && v.started && l.trust:
+		_, err := v.tracker.Stop()
+		return nil, errors.Join(err, &failback.RefusedError{Volume: src.arg, Reason: "it was not tracked until now, so its tracker knows nothing (--trust-tracker)",
+			Next: "leave --trust-tracker out: both sides will be compared"})
+	case err == nil:
+		return v, nil
+	case l.still && ctx.Err() == nil:
+		u.note(fmt.Sprintf("%s cannot be tracked (%v): its writers rest all the time", src.arg, err))
+		v.tracker = nil
+		return v, nil
+	}
+	return nil, &failback.RefusedError{Volume: src.arg, Reason: fmt.Sprintf("it cannot be tracked: %v", err),
+		Next: "see failback track check; or sync it while its writers rest all the time (--or-at-rest)"}
+}
+
+// written is what this process writes during the pause.
+func (v *liveSync) written(s *syncFlags, dst *side) []string {
+	paths := []string{dst.Journal, s.fall.undo}
+	if dst.disk != nil {
+		paths = append(paths, dst.arg)
+	}
+	if dir, err := s.fall.place.stateDir(); err == nil {
+		paths = append(paths, dir)
+	}
+	for _, fd := range []string{"/proc/self/fd/1", "/proc/self/fd/2"} {
+		if path, err := os.Readlink(fd); err == nil && filepath.IsAbs(path) {
+			paths = append(paths, path)
+		}
+	}
+	return paths
+}
+
+// sync runs the session.
+func (v *liveSync) sync(ctx context.Context, src, dst *side, o failback.Options) (*failback.Report, error) {
+	if v.tracker == nil {
+		return v.atRest(ctx, src, dst, o)
+	}
+	o.Live = &failback.Live{
+		Tracker: patient{v.tracker, v.u}, Pause: v.flags.pause, Round: v.round,
+		Quiesce: func(ctx context.Context) (interface {
+			Held() error
+			Release() (time.Duration, error)
+		}, error) {
+			h, err := v.plan.Begin(ctx)
+			if err != nil {
+				return nil, err
+			}
+			return held{h}, nil
+		},
+	}
+	if v.point.load(o.Live); v.flags.trust {
+		o.Live.Since, o.Live.After, o.Live.Left = v.tracker.Trust().Since, [16]byte{}, ""
+	}
+	o.Live.Sealed = func() error { return v.point.save(o.Live) }
+	if v.flags.freeze != "" {
+		o.Live.Rest = freezeTime
+		o.Live.Flush = func(context.Context) error { return syncFS(v.flags.freeze) }
+	}
+	return failback.Sync(ctx, src.Side, dst.Side, o)
+}
+
+// freezeTime is what freezing and thawing an idle file system takes: Linux waits
+// for all of its processors, three times.
+const freezeTime = 60 * time.Millisecond
+
+func syncFS(mount string) error {
+	f, err := os.Open(mount)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.Syncfs(int(f.Fd())); err != nil {
+		return fmt.Errorf("sync the file system at %s: %w", mount, err)
+	}
+	return nil
+}
+
+// patient is a tracker that need not come to rest after a sync: where the device
+// is never quiet, the marks at the end of writes go on, and that is no error.
+type patient struct {
+	*ebpf.Tracker
+	u *ui
+}
+
+// Rest waits for a quiet moment.
+func (p patient) Rest(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, restTime)
+	defer cancel()
+	err := p.Tracker.Rest(ctx)
+	if errors.Is(err, ebpf.ErrBusy) {
+		p.u.note("note: " + ebpf.ErrBusy.Error())
+		return nil
+	}
+	return err
+}
+
+// held is a pause, as a session sees it.
+type held struct{ *quiesce.Hold }
+
+func (h held) Held() error {
+	select {
+	case <-h.Ended():
+		_, err := h.End()
+		return err
+	default:
+		return nil
+	}
+}
+
+func (h held) Release() (time.Duration, error) {
+	p, err := h.End()
+	return p.Length(), err
+}
+
+// atRest syncs a source that cannot be tracked while nobody writes it.
+func (v *liveSync) atRest(ctx context.Context, src, dst *side, o failback.Options) (*failback.Report, error) {
+	o.RetryFor = 0
+	h, err := v.plan.Begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	report, err := failback.Sync(ctx, src.Side, dst.Side, o)
+	pause, ended := h.End()
+	if err != nil || ended != nil {
+		return nil, errors.Join(err, ended)
+	}
+	report.Live = &failback.LiveReport{Rounds: []failback.Round{}, PauseMS: float64(pause.Length()) / float64(time.Millisecond), Tries: 1}
+	return report, nil
+}
+
+// end gives the tracker back, or ends it if it was started for this sync.
+func (v *liveSync) end(ctx context.Context) error {
+	if v == nil || v.tracker == nil {
+		return nil
+	}
+	if v.started && !v.flags.keep {
+		_, err := v.tracker.Stop()
+		return errors.Join(err, v.point.forget())
+	}
+	return leave(context.WithoutCancel(ctx), v.tracker)
+}
+
+// next says what to do after a live sync that did not finish.
+func (l *liveFlags) next(err error) string {
+	var none *failback.ConvergenceError
+	if errors.As(err, &none) {
+		return none.Next()
+	}
+	return "the writers go on; see to that, then run the same command again: what has arrived is not sent again"
+}
+
+// round tells a round.
+func (v *liveSync) round(r failback.Round) {
+	if r.Last {
+		v.u.note(fmt.Sprintf("last round: %s looked at, %s sent in %s", humanBytes(r.Bytes), humanBytes(r.Sent), seconds(r.Seconds)))
+		return
+	}
+	text := fmt.Sprintf("round %d: %s looked at, %s sent in %s; %s dirty again", r.Number, humanBytes(r.Bytes), humanBytes(r.Sent), seconds(r.Seconds), humanBytes(r.Left))
+	if r.Number > 1 {
+		text += fmt.Sprintf("; %s/s written, %s/s copied; the pause would take %s", humanBytes(int64(r.In)), humanBytes(int64(r.Out)), seconds(r.PauseMS/1e3))
+		switch {
+		case r.More > 0:
+			text += fmt.Sprintf(", and fits after about %d more", r.More)
+		case r.More < 0:
+			text += ", and will not fit as things are"
+		}
+	}
+	v.u.note(text)
+}
+
+// A pointFile says since which epoch the tracker of a volume holds all in which a
+// target differs. It is small, and replaced as a whole.
+type pointFile struct {
+	path string
+	now  syncPoint
+}
+
+// syncPoint is the content of a pointFile.
+type syncPoint struct {
+	Schema string    `json:"schema"`
+	Source string    `json:"source"` // identity
+	Target string    `json:"target"` // as it was given
+	Epoch  cbt.Epoch `json:"epoch"`
+	After  string    `json:"session"`
+	Left   string    `json:"target_stamp"` // of the target then
+	Time   time.Time `json:"time"`
+}
+
+const schemaPoint = "failback.point/1"
+
+func newPoint(place *placeFlags, d *failback.Disk, target string) (*pointFile, error) {
+	dir, err := place.stateDir()
+	if err != nil {
+		return nil, err
+	}
+	name := fmt.Sprintf("%016x.point", xxhash.Sum64String(d.Identity()))
+	return &pointFile{path: filepath.Join(dir, name), now: syncPoint{Schema: schemaPoint, Source: d.Identity(), Target: target}}, nil
+}
+
+// load adds what the file says to l, nothing if there is none for this pair. What
+// cannot be read is as good as none: both sides are compared then.
+func (p *pointFile) load(l *failback.Live) {
+	b, err := os.ReadFile(p.path)
+	var was syncPoint
+	if err != nil || json.Unmarshal(b, &was) != nil || was.Schema != schemaPoint || was.Source != p.now.Source || was.Target != p.now.Target {
+		return
+	}
+	session, err := hex.DecodeString(was.After)
+	if err != nil || len(session) != len(l.After) || [16]byte(session) == [16]byte{} {
+		return
+	}
+	l.Since, l.After, l.Left = was.Epoch, [16]byte(session), was.Left
+}
+
+// save makes what l says durable.
+func (p *pointFile) save(l *failback.Live) error {
+	p.now.Epoch, p.now.After, p.now.Left, p.now.Time = l.Since, hex.EncodeToString(l.After[:]), l.Left, time.Now().UTC()
+	b, err := json.Marshal(p.now)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(p.path), 0o700); err != nil {
+		return fmt.Errorf("keep the sync point: %w", err)
+	}
+	if err := replaceFile(p.path, append(b, '\n')); err != nil {
+		return fmt.Errorf("keep the sync point: %w", err)
+	}
+	return nil
+}
+
+// replaceFile makes b the durable content of the file at path: all of it, or
+// what was there before.
+//
+//  1. write another file, sync it
+//  2. give it the name
+//  3. sync the directory: a power cut before that may bring the old content back
+func replaceFile(path string, b []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".tmp-*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err == nil {
+		err = f.Sync()
+	}
+	err = errors.Join(err, f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
+
+// forget removes the file: its epoch will never be the tracker's again.
+func (p *pointFile) forget() error {
+	if err := os.Remove(p.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("forget the sync point: %w", err)
+	}
+	return nil
+}

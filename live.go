@@ -1,0 +1,494 @@
+package failback
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/failback/failback/cbt"
+	"github.com/failback/failback/transport/message"
+)
+
+// Live lets a [Sync] copy a volume while it is being written. The session goes in
+// rounds:
+//
+//	round 1      what the plan says may differ
+//	round 2...   what the tracker recorded meanwhile, without what is dirty again
+//	last round   with the writers at rest: what is left
+//
+// and comes to the last one when it is going to fit into the pause. Where rounds
+// do not get that small it ends with a [ConvergenceError] before anybody is
+// paused. However it ends, the tracker holds all that may differ from then on.
+type Live struct {
+	// Tracker records the writes to the source. Two more methods are used where it
+	// has them: Pending(off, n int64) bool, which reports whether the next take
+	// would report any of these bytes; and Rest(context.Context) error, which is
+	// called when the session takes no more.
+	Tracker interface {
+		cbt.Tracker
+		cbt.Sealer
+	}
+	// Since is the epoch at which the target was equal to the source but for what
+	// the tracker holds, 0 for none: then both sides are compared. After is the
+	// session that made it so, and Left the target's stamp when that was over (see
+	// [Stamper]), empty if it did not come to its end: where the target is not as it
+	// was left, both sides are compared, too. With a Since of the caller's own, After
+	// is zero, and the target is believed to be unwritten. A session moves all three
+	// on.
+	Since cbt.Epoch
+	After [16]byte
+	Left  string
+	// Pause is how long the writers may be at rest; default 500 ms. It is what is
+	// predicted before, not what is enforced: that is up to Quiesce.
+	Pause time.Duration
+	// Quiesce brings the writers to rest. What they had written lies on the
+	// volume when it returns.
+	Quiesce func(context.Context) (interface {
+		// Held returns nil if the writers were at rest all the time until now.
+		Held() error
+		// Release lets them go on and returns how long they were at rest. It is
+		// called once, also after an error.
+		Release() (time.Duration, error)
+	}, error)
+	// Flush has what the writers have written so far reach the volume, nil where
+	// nothing holds it back. It is called before each look at what is dirty: what
+	// comes out only when the writers are brought to rest makes the pause longer.
+	Flush func(context.Context) error
+	// Rest is how long the writers take to come to rest and to go on again, to
+	// predict the pause; 0 where nobody knows.
+	Rest time.Duration
+	// Sealed is called each time they were moved on, nil for nobody: whoever wants
+	// them in another process makes them durable. Its error ends the session.
+	Sealed func() error
+	// Round is told of each round when it is over, nil for nobody.
+	Round func(Round)
+}
+
+// hold is what [Live.Quiesce] returns.
+type hold = interface {
+	Held() error
+	Release() (time.Duration, error)
+}
+
+// LiveReport is what a live session did.
+type LiveReport struct {
+	Rounds []Round `json:"rounds"`
+	// PauseMS is how long the writers were at rest, in milliseconds, and
+	// PredictedMS how long that was going to be when they were brought to rest.
+	PauseMS     float64 `json:"pause_ms"`
+	PredictedMS float64 `json:"predicted_pause_ms"`
+	// Tries is how often they were brought to rest: each time but the last more
+	// came out then than fits into the pause.
+	Tries int `json:"tries"`
+	// Epoch is since when the tracker holds what differs now.
+	Epoch cbt.Epoch `json:"epoch"`
+}
+
+// Round is one pass of a live session.
+type Round struct {
+	Number   int     `json:"round"`
+	Bytes    int64   `json:"bytes"`          // looked at
+	Sent     int64   `json:"sent_bytes"`     // of these, what differed
+	Deferred int64   `json:"deferred_bytes"` // of these, what was dirty again and left for the next
+	Left     int64   `json:"left_bytes"`     // dirty when the round was over
+	Seconds  float64 `json:"seconds"`
+	Last     bool    `json:"last,omitempty"`
+	// In and Out are bytes a second: what the writers make dirty, and what rounds
+	// get through. More is how many further rounds that is going to take, -1 for
+	// never as things are; PauseMS how long the pause would be now.
+	In      float64 `json:"in"`
+	Out     float64 `json:"out"`
+	More    int     `json:"more_rounds"`
+	PauseMS float64 `json:"predicted_pause_ms"`
+}
+
+const (
+	defaultLivePause = 500 * time.Millisecond
+	// liveTries is how often the writers are brought to rest in vain.
+	liveTries = 3
+	// restTime is how long a tracker may take to come to rest after a session.
+	restTime = 10 * time.Second
+)
+
+// check says what a live session cannot be.
+func (l *Live) check(o Options) error {
+	switch {
+	case l.Tracker == nil || l.Quiesce == nil:
+		return usagef("a live sync needs a tracker, and a way to bring the writers to rest")
+	case l.Pause < 0 || l.Rest < 0:
+		return usagef("a pause of %v: more than 0", l.Pause)
+	case o.DryRun:
+		return usagef("a live sync cannot be a dry run: compare the volumes instead")
+	case o.Verify == VerifyFull || o.Seal != 0:
+		return usagef("a live sync proves what it writes: to compare the whole of both volumes the writers would have to rest all the while; verify afterwards")
+	case o.Resume:
+		return usagef("a live sync is not resumed: its tracker holds what differs, run it again")
+	}
+	return nil
+}
+
+// fits reports an error unless a may be the source of a live session of mode m.
+func (l *Live) fits(m mode, a Side) error {
+	switch {
+	case l == nil:
+		return nil
+	case m != modeSync:
+		return usagef("only a sync can be live")
+	case a.Volume == nil:
+		return usagef("%s: a live sync runs where its source is, beside the tracker", a.label())
+	case a.Dirty != nil || a.Tree != "" || a.TrustTree:
+		return usagef("%s: the tracker of a live sync stands for its dirty map, and no tree is true of a volume that is written", a.label())
+	}
+	return nil
+}
+
+// live is what the source's role knows of its live session. Only the driver
+// touches it, but for later.
+type live struct {
+	l       *Live
+	session [16]byte
+	name    string
+	size    int64 // of the source, bytes
+	events  Events
+	pace    pace
+	doubt   string // why the tracker's map was not believed; "" where it was
+
+	taken   *cbt.Taken // what the round under way is to prove; nil: no round is
+	began   time.Time  // when it was taken
+	bytes   int64      // of the round
+	sent    int64      // by all rounds before
+	left    extentList // what it leaves for the next
+	defers  bool       // it may leave something
+	last    bool
+	hold    hold // nil: the writers are not at rest
+	fixed   time.Duration
+	tracked bool // the tracker holds all that differs
+	rep     LiveReport
+}
+
+func newLive(l *Live, session [16]byte, name string, size int64, ev Events) *live {
+	v := &live{l: l, session: session, name: name, size: size, events: ev}
+	v.pace.budget = l.Pause
+	if v.pace.budget == 0 {
+		v.pace.budget = defaultLivePause
+	}
+	v.pace.rest = l.Rest
+	return v
+}
+
+// begin takes what the tracker holds, before anything of the volume is read. It
+// returns nothing where that cannot be all that differs.
+func (v *live) begin(ctx context.Context) (*cbt.Map, error) {
+	v.began, v.defers = time.Now(), true
+	since, trust := v.l.Since, v.l.Tracker.Trust()
+	switch {
+	case since == 0:
+		v.doubt = "no sync with this target is known"
+	case trust.Lost == "" && trust.Since != since:
+		// Above it, too: that would be an epoch of a tracker that is no more.
+		v.doubt = fmt.Sprintf("it holds what was written since epoch %d, and the last sync with this target was epoch %d", trust.Since, since)
+	default:
+		var err error
+		if v.taken, err = v.l.Tracker.Take(ctx, since); err == nil {
+			v.tracked = true
+			return v.dirty(since)
+		}
+		if !errors.Is(err, cbt.ErrEpochLost) {
+			return nil, fmt.Errorf("take what was written to %s: %w", v.name, err)
+		}
+		v.doubt = err.Error()
+	}
+	// From here on it is to know everything; that the target was equal then is not said.
+	start := v.nextEpoch()
+	if err := v.l.Tracker.Seal(start); err != nil {
+		return nil, &RefusedError{Volume: v.name, cause: err, Reason: "its tracker cannot vouch for what is written from now on (" + err.Error() + ")",
+			Next: "stop tracking it and start anew, or sync it while nobody writes"}
+	}
+	var err error
+	if v.taken, err = v.l.Tracker.Take(ctx, start); err != nil {
+		return nil, fmt.Errorf("take what was written to %s: %w", v.name, err)
+	}
+	return nil, nil
+}
+
+// strayed reports whether what the tracker holds may not be all that differs,
+// after all: the target says of itself that it is not as it was left.
+func (v *live) strayed(info *message.Info) bool {
+	if v.l.After == [16]byte{} || info.Kept {
+		return false
+	}
+	v.doubt = "its map stands, but nothing says that the target was not written since"
+	v.tracked = false
+	return true
+}
+
+// dirty is what was taken, as a plan wants it.
+func (v *live) dirty(since cbt.Epoch) (*cbt.Map, error) {
+	x := v.taken.Extents()
+	m, err := cbt.NewMap(v.size, pieceSize, dirtyRuns(cbt.Align(x, pieceSize, v.size)))
+	if err != nil {
+		return nil, err
+	}
+	m.Epoch = since
+	return m, nil
+}
+
+// dirtyRuns yields x as runs that are dirty.
+func dirtyRuns(x []cbt.Extent) func(yield func(cbt.Run) bool) {
+	return func(yield func(cbt.Run) bool) {
+		for _, e := range x {
+			if !yield(cbt.Run{Extent: e, State: cbt.Dirty}) {
+				return
+			}
+		}
+	}
+}
+
+// nextEpoch is above every epoch of the tracker's. It is also the time: a tracker
+// that was stopped and started anew counts from 0, and an epoch of its former
+// life must not be taken for one of this.
+func (v *live) nextEpoch() cbt.Epoch {
+	return max(v.l.Tracker.Trust().Since+1, v.l.Since+1, cbt.Epoch(max(0, time.Now().Unix())))
+}
+
+// later reports whether a piece is dirty again: it will be sent with the next
+// round, and may be dirty again by then. Many goroutines call it.
+func (v *live) later(x cbt.Extent) bool {
+	if !v.defers {
+		return false
+	}
+	t, ok := v.l.Tracker.(interface{ Pending(off, n int64) bool })
+	if !ok || !t.Pending(x.Off, x.Len()) {
+		return false
+	}
+	v.left.add(x)
+	return true
+}
+
+// proven notes that the target has acknowledged all of a round: what was taken
+// for it goes from the tracker, but for what was left (L2).
+func (v *live) proven(sent int64, fixed time.Duration) error {
+	left, _ := v.left.result()
+	if err := v.putBack(cbt.Subtract(wholeOf(v.size), left)); err != nil {
+		return err
+	}
+	v.fixed += fixed
+	took := time.Since(v.began)
+	r := Round{Number: len(v.rep.Rounds) + 1, Bytes: v.bytes, Sent: sent - v.sent, Deferred: cbt.Total(left), Seconds: took.Seconds(), Last: v.last}
+	v.rep.Rounds = append(v.rep.Rounds, r)
+	v.sent = sent
+	if !v.tracked && !v.last {
+		// The first time that all that differs is in the tracker.
+		return v.seal("")
+	}
+	return nil
+}
+
+// seal moves the epoch on: the target is equal but for what the tracker holds.
+func (v *live) seal(left string) error {
+	e := v.nextEpoch()
+	if err := v.l.Tracker.Seal(e); err != nil {
+		return fmt.Errorf("seal epoch %d of %s: %w", e, v.name, err)
+	}
+	v.tracked = true
+	v.l.Since, v.l.After, v.l.Left, v.rep.Epoch = e, v.session, left, e
+	if v.l.Sealed == nil {
+		return nil
+	}
+	return v.l.Sealed()
+}
+
+func (v *live) putBack(proven []cbt.Extent) error {
+	if v.taken == nil {
+		return nil
+	}
+	t := v.taken
+	v.taken = nil
+	if err := v.l.Tracker.PutBack(t, proven); err != nil {
+		return fmt.Errorf("put back what was taken of %s: %w", v.name, err)
+	}
+	return nil
+}
+
+// take begins a round: what the tracker holds now.
+func (v *live) take(ctx context.Context) ([]cbt.Extent, error) {
+	v.began, v.fixed, v.left = time.Now(), 0, extentList{}
+	t, err := v.l.Tracker.Take(ctx, v.l.Since)
+	if err != nil {
+		return nil, fmt.Errorf("take what was written to %s: %w", v.name, err)
+	}
+	v.taken = t
+	x := cbt.Intersect(cbt.Align(t.Extents(), pieceSize, v.size), wholeOf(v.size))
+	x = cbt.Coarsen(x, maxCandidates)
+	v.bytes = cbt.Total(x)
+	return x, nil
+}
+
+// next returns what the next round is about. It decides whether that is the last.
+func (v *live) next(ctx context.Context) ([]cbt.Extent, error) {
+	r := &v.rep.Rounds[len(v.rep.Rounds)-1]
+	took, fixed := time.Since(v.began), v.fixed
+	if v.l.Flush != nil {
+		if err := v.l.Flush(ctx); err != nil {
+			return nil, fmt.Errorf("have what was written to %s reach it: %w", v.name, err)
+		}
+	}
+	x, err := v.take(ctx)
+	if err != nil {
+		return nil, err
+	}
+	verdict := v.pace.ended(lap{bytes: r.Bytes, took: took, fixed: fixed, left: v.bytes})
+	predicted := v.pace.pause(v.bytes)
+	r.Left, r.In, r.Out, r.More, r.PauseMS = v.bytes, v.pace.in(), v.pace.out(), v.pace.more(), milliseconds(predicted)
+	if v.l.Round != nil {
+		v.l.Round(*r)
+	}
+	switch {
+	case verdict == goOn:
+		return x, nil
+	case verdict == cutOver:
+		return v.quiesce(ctx, predicted)
+	}
+	return nil, v.hopeless(predicted)
+}
+
+func (v *live) hopeless(pause time.Duration) error {
+	return &ConvergenceError{Volume: v.name, Rounds: len(v.rep.Rounds), Left: v.bytes,
+		In: v.pace.in(), Out: v.pace.out(), Budget: v.pace.budget, Pause: pause}
+}
+
+// quiesce brings the writers to rest, and returns what the last round is about.
+// If much more came out then than was going to, the round is one like the others.
+func (v *live) quiesce(ctx context.Context, predicted time.Duration) ([]cbt.Extent, error) {
+	if err := v.putBack(nil); err != nil {
+		return nil, err
+	}
+	v.rep.Tries++
+	began := time.Now()
+	var err error
+	if v.hold, err = v.l.Quiesce(ctx); err != nil {
+		return nil, fmt.Errorf("bring the writers of %s to rest: %w", v.name, err)
+	}
+	x, err := v.take(ctx)
+	if err != nil {
+		return nil, err
+	}
+	v.fixed = time.Since(began)
+	if again := v.pace.pause(v.bytes); again > v.pace.budget+v.pace.budget/2 {
+		if _, err := v.letGo(); err != nil {
+			return nil, err
+		}
+		if v.rep.Tries == liveTries {
+			return nil, v.hopeless(again)
+		}
+		if v.events.Note != nil {
+			v.events.Note(fmt.Sprintf("%s: %s came out when its writers were brought to rest, which takes %v: they write on, and another round begins",
+				v.name, sizeWords(v.bytes), again.Round(time.Millisecond)))
+		}
+		return x, nil
+	}
+	v.last, v.defers = true, false
+	v.rep.PredictedMS = milliseconds(predicted)
+	return x, nil
+}
+
+// held reports an error unless the writers have been at rest since the last
+// round began: only then is the target the source at one point in time. The
+// tracker is asked, too: what somebody's hooks bring to rest need not be all.
+func (v *live) held(ctx context.Context) error {
+	if v.hold == nil {
+		return errors.New("the writers are not at rest at the end of a live sync")
+	}
+	if _, err := v.take(ctx); err != nil {
+		return err
+	}
+	err := v.putBack(nil)
+	if held := v.hold.Held(); held != nil {
+		return errors.Join(fmt.Errorf("the writers of %s did not stay at rest: %w", v.name, held), err)
+	}
+	if err == nil && v.bytes > 0 {
+		err = fmt.Errorf("%s was written while its writers were to be at rest: %s are dirty; see that all of them are paused, and sync again", v.name, sizeWords(v.bytes))
+	}
+	return err
+}
+
+// release lets the writers go on: both sides are equal at the moment they do.
+func (v *live) release(left string) (*LiveReport, error) {
+	pause, err := v.letGo()
+	if err != nil {
+		return nil, err
+	}
+	v.rep.PauseMS = milliseconds(pause)
+	if v.l.Round != nil {
+		v.l.Round(v.rep.Rounds[len(v.rep.Rounds)-1])
+	}
+	if err := v.seal(left); err != nil {
+		return nil, err
+	}
+	return &v.rep, nil
+}
+
+func (v *live) letGo() (time.Duration, error) {
+	h := v.hold
+	v.hold = nil
+	if h == nil {
+		return 0, nil
+	}
+	pause, err := h.Release()
+	if err != nil {
+		return pause, fmt.Errorf("let the writers of %s go on: %w", v.name, err)
+	}
+	return pause, nil
+}
+
+// over ends what is left of the session, however it ended: the writers go on,
+// and what was taken and is not proven is the tracker's again (L2, L6).
+func (v *live) over(ctx context.Context) error {
+	_, err := v.letGo()
+	err = errors.Join(err, v.putBack(nil))
+	if t, ok := v.l.Tracker.(interface{ Rest(context.Context) error }); ok {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), restTime)
+		defer cancel()
+		err = errors.Join(err, t.Rest(ctx))
+	}
+	return err
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+// another begins the next round: what it is about is told to the target as
+// another pass.
+func (s *source) another(ctx context.Context) error {
+	x, err := s.live.next(ctx)
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	d := &s.facts.d
+	*d = decision{Plan: d.Plan, candidates: x, source: fromVolume, target: fromVolume}
+	d.candidates = cbt.Intersect(x, wholeOf(d.Volume))
+	n := cbt.Total(d.candidates)
+	s.facts.looked += n
+	s.settled.Store(0)
+	s.total.Store(n)
+	c := s.comparison(*d)
+	s.cmp.Store(c)
+	if err := s.send(message.Pass{Purpose: passRound, Leaf: pieceSize}); err != nil {
+		return err
+	}
+	if err := sendExtents(s.links[0], extentsCandidates, c.layout.candidates); err != nil {
+		return err
+	}
+	p, err := s.expect(ctx, kindAgree)
+	if err != nil {
+		return err
+	}
+	s.report.RoundTrips++
+	var agreed message.Agree
+	if err := agreed.Decode(p); err != nil {
+		return err
+	}
+	s.live.fixed += time.Since(began)
+	return nil
+}

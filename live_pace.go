@@ -1,0 +1,176 @@
+package failback
+
+import (
+	"fmt"
+	"math"
+	"time"
+)
+
+// A pace watches the rounds of a live sync and says what comes next: another
+// round, the pause, or the end without one. It is a function of what it was
+// told: no clock, no I/O.
+//
+// What it knows of a round is how much was dirty when it began, how long it
+// took, and how much was dirty when it ended. From that it tells two rates: out,
+// how fast rounds get through what is dirty, and in, how fast the writers make
+// blocks dirty that were not. The last round takes, with the writers at rest,
+//
+//	pause(left) = rest + fixed + left / out
+//
+// where fixed is what a round takes however little it has to do: round trips, a
+// sync of the target. The smallest round seen tells it.
+type pace struct {
+	budget time.Duration // the longest pause
+	rest   time.Duration // that it takes to bring the writers to rest and up again
+	rounds []lap
+	stale  int   // rounds in a row that left no less than the least before
+	least  int64 // bytes
+}
+
+// A lap is one round, as far as the pace depends on it.
+type lap struct {
+	bytes int64 // looked at
+	took  time.Duration
+	fixed time.Duration // of that, what is not in proportion to bytes
+	left  int64         // bytes that were dirty when it ended
+}
+
+// A verdict is what a pace says comes next.
+type verdict uint8
+
+const (
+	goOn      verdict = iota // another round while the writers write
+	cutOver                  // the rest fits into the pause
+	notTheWay                // rounds get no smaller, and the rest does not fit
+)
+
+// staleRounds is how many rounds may bring the rest no further down. Writers do
+// not write evenly: one such round says little.
+const staleRounds = 3
+
+// ended notes a round, and says what comes next.
+func (p *pace) ended(l lap) verdict {
+	p.rounds = append(p.rounds, l)
+	if len(p.rounds) == 1 {
+		// The first round is not like the others: it reads all that may differ,
+		// for minutes or hours, and what was dirtied meanwhile is no measure.
+		p.least = l.left
+		return goOn
+	}
+	if p.pause(l.left) <= p.budget {
+		return cutOver
+	}
+	if l.left < p.least-p.least/10 {
+		p.least, p.stale = l.left, 0
+		return goOn
+	}
+	if p.stale++; p.stale < staleRounds {
+		return goOn
+	}
+	return notTheWay
+}
+
+// out is how fast rounds get through what is dirty, bytes a second; 0 while
+// nothing is known. The later rounds count: the first compares more than it sends.
+func (p *pace) out() float64 {
+	var n, t float64
+	for i := len(p.rounds) - 1; i >= 0 && (i > 0 || n == 0); i-- {
+		n += float64(p.rounds[i].bytes)
+		t += max(0, p.rounds[i].took-p.rounds[i].fixed).Seconds()
+	}
+	if n == 0 || t == 0 {
+		return 0
+	}
+	return n / t
+}
+
+// in is how fast blocks get dirty that are not, bytes a second, as the last round saw it.
+func (p *pace) in() float64 {
+	if len(p.rounds) == 0 {
+		return 0
+	}
+	l := p.rounds[len(p.rounds)-1]
+	if l.took <= 0 {
+		return 0
+	}
+	return float64(l.left) / l.took.Seconds()
+}
+
+// fixed is what the quickest round took besides the work.
+func (p *pace) fixed() time.Duration {
+	least := time.Duration(0)
+	for i, l := range p.rounds {
+		if i == 0 && len(p.rounds) > 1 {
+			continue
+		}
+		if least == 0 || l.fixed < least {
+			least = l.fixed
+		}
+	}
+	return least
+}
+
+// pause predicts how long a last round over so many bytes keeps the writers at rest.
+func (p *pace) pause(left int64) time.Duration {
+	out, least := p.out(), p.rest+p.fixed()
+	if out == 0 || left == 0 {
+		return least
+	}
+	return least + time.Duration(float64(left)/out*float64(time.Second))
+}
+
+// more predicts how many further rounds it takes until the rest fits, -1 if it
+// never will as things are. The rest shrinks by in/out each time.
+func (p *pace) more() int {
+	if len(p.rounds) == 0 {
+		return -1
+	}
+	left := float64(p.rounds[len(p.rounds)-1].left)
+	out, room := p.out(), (p.budget - p.rest - p.fixed()).Seconds()
+	ratio := p.in() / out
+	switch {
+	case p.pause(int64(left)) <= p.budget:
+		return 0
+	case room <= 0 || out == 0 || ratio >= 1:
+		return -1
+	}
+	return int(math.Ceil(math.Log(room*out/left) / math.Log(ratio)))
+}
+
+// ConvergenceError says that the rounds of a live sync do not get small enough
+// for the pause that is allowed. The writers were not paused; what is dirty is
+// still in the tracker.
+type ConvergenceError struct {
+	Volume string
+	Rounds int
+	Left   int64         // bytes that are dirty again after the last round
+	In     float64       // bytes a second that the writers make dirty
+	Out    float64       // bytes a second that rounds get through
+	Budget time.Duration // the longest pause that was allowed
+	Pause  time.Duration // that a last round would take now
+}
+
+// Error tells how fast the volume is written and copied, and the pause it would take.
+func (e *ConvergenceError) Error() string {
+	return fmt.Sprintf("%s is written faster than it is copied: %s are dirty again after %d rounds, with %s/s dirtied and %s/s copied; the pause would take %v, allowed are %v",
+		e.Volume, sizeWords(e.Left), e.Rounds, sizeWords(int64(e.In)), sizeWords(int64(e.Out)), e.Pause.Round(time.Millisecond), e.Budget)
+}
+
+// Next says what can be done about it.
+func (e *ConvergenceError) Next() string {
+	return fmt.Sprintf("allow a pause of %v (--pause), come back when less is written, or slow the writers down; the target is marked inconsistent until a sync ends",
+		(e.Pause + e.Pause/4).Round(10*time.Millisecond))
+}
+
+// sizeWords tells bytes with three digits or so.
+func sizeWords(n int64) string {
+	const unit = 1024
+	if n < unit {
+		return fmt.Sprintf("%d B", n)
+	}
+	v, i := float64(n)/unit, 0
+	for ; v >= unit && i < 4; i++ {
+		v /= unit
+	}
+	return fmt.Sprintf("%.1f %ciB", v, "KMGTP"[i])
+}
