@@ -83,8 +83,8 @@ func TestCommandFails(t *testing.T) {
 		told    []string
 	}{
 		"fails":           {"echo the database is away >&2; exit 7", patience, []string{"quiesce command: exit status 7", "it said: the database is away"}},
-		"too late":        {"echo waiting; sleep 300 & echo $! >$LOG.pid; wait", 200 * time.Millisecond, []string{"did not end within 200ms", "waiting"}},
-		"does not listen": {"trap '' TERM; echo $$ >$LOG.pid; while :; do sleep 300; done", 200 * time.Millisecond, []string{"did not end within 200ms"}},
+		"too late":        {"echo waiting; sleep 300 & echo $! >$LOG.pid; wait", shortTime, []string{"did not end within 1s", "waiting"}},
+		"does not listen": {"trap '' TERM; echo $$ >$LOG.pid; while :; do sleep 300; done", shortTime, []string{"did not end within 1s"}},
 		"talks":           {"seq 100000; exit 1", patience, []string{"…", "99999\n100000"}},
 		"is killed":       {"kill -9 $$", patience, []string{"signal: killed"}},
 	} {

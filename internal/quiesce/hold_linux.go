@@ -195,8 +195,8 @@ func (h *Hold) await() (Pause, error) {
 	case <-h.ended:
 	case <-h.stuck:
 		if !gone(h.ended) {
-			return Pause{}, fmt.Errorf("the kernel has not come back from freezing or thawing %s within %v; process %d goes on as soon as it does",
-				h.pause.plan.Mount, h.pause.plan.Timeout, h.cmd.Process.Pid)
+			return Pause{}, fmt.Errorf("the kernel has not come back in time from freezing or thawing %s; process %d goes on as soon as it does",
+				h.pause.plan.Mount, h.cmd.Process.Pid)
 		}
 	}
 	return h.pause.word.pause(), h.pause.word.err()

@@ -113,6 +113,13 @@ func TestKilled(t *testing.T) {
 	}
 }
 
+// shortLimit is for pauses that are to reach it. A freeze counts towards it, and
+// on a busy machine takes some tenths of a second.
+const shortLimit = 3 * time.Second
+
+// shortTime is for steps that never end. Others have to, in it.
+const shortTime = time.Second
+
 // A pause that ends by itself is told as broken, whatever ended it.
 func TestBroken(t *testing.T) {
 	for name, c := range map[string]struct {
@@ -121,14 +128,14 @@ func TestBroken(t *testing.T) {
 		told   string
 		awaits bool // the end, before it asks for it
 	}{
-		"limit":            {200 * time.Millisecond, func(*testing.T, *stage, *Hold, int) {}, "200ms", true},
+		"limit":            {shortLimit, func(*testing.T, *stage, *Hold, int) {}, shortLimit.String(), true},
 		"asked to end":     {patience, func(t *testing.T, _ *stage, h *Hold, _ int) { kill(t, h.cmd.Process.Pid, syscall.SIGTERM) }, "signal: terminated", true},
 		"hung up":          {patience, func(t *testing.T, _ *stage, h *Hold, _ int) { kill(t, h.cmd.Process.Pid, syscall.SIGHUP) }, "signal: hangup", true},
 		"holder killed":    {patience, func(t *testing.T, _ *stage, h *Hold, _ int) { kill(t, h.cmd.Process.Pid, syscall.SIGKILL) }, "killed", true},
 		"guard killed":     {patience, func(t *testing.T, _ *stage, _ *Hold, guard int) { kill(t, guard, syscall.SIGKILL) }, "guard", true},
-		"holder stopped":   {200 * time.Millisecond, func(t *testing.T, _ *stage, h *Hold, _ int) { stop(t, h.cmd.Process.Pid) }, "said nothing", true},
+		"holder stopped":   {shortLimit, func(t *testing.T, _ *stage, h *Hold, _ int) { stop(t, h.cmd.Process.Pid) }, "said nothing", true},
 		"thawed by others": {patience, func(t *testing.T, s *stage, _ *Hold, _ int) { s.thawAll() }, "somebody else", false},
-		"both stopped": {200 * time.Millisecond, func(t *testing.T, _ *stage, h *Hold, guard int) {
+		"both stopped": {shortLimit, func(t *testing.T, _ *stage, h *Hold, guard int) {
 			stop(t, guard)
 			t.Cleanup(func() { kill(t, guard, syscall.SIGKILL) })
 			stop(t, h.cmd.Process.Pid)
@@ -223,7 +230,7 @@ func TestStuck(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := inner.plan()
-			p.Timeout = 300 * time.Millisecond
+			p.Timeout = shortTime
 			prepare(&p)
 			if err := os.WriteFile(filepath.Join(dir, name), make([]byte, 1<<20), 0o600); err != nil {
 				t.Fatal(err)
@@ -235,7 +242,7 @@ func TestStuck(t *testing.T) {
 			if err == nil {
 				t.Error("it began")
 				_, _ = h.End()
-			} else if !strings.Contains(err.Error(), "not done within 300ms") {
+			} else if !strings.Contains(err.Error(), "not done within "+shortTime.String()) {
 				t.Errorf("begin: %v", err)
 			}
 			outer.thawAll()
@@ -250,7 +257,7 @@ func TestStuck(t *testing.T) {
 		}
 		defer d.Close()
 		p := inner.plan()
-		p.Timeout = 300 * time.Millisecond
+		p.Timeout = shortTime
 		told := make(chan word, 16)
 		step := pause{plan: p, mount: d, tell: func(w word) { told <- w }}
 		if err := os.WriteFile(filepath.Join(dir, "x"), make([]byte, 1<<20), 0o600); err != nil {
@@ -267,7 +274,7 @@ func TestStuck(t *testing.T) {
 			}
 		}
 		outer.thawAll()
-		if err := <-result; err == nil || !strings.Contains(err.Error(), "not done within 300ms") {
+		if err := <-result; err == nil || !strings.Contains(err.Error(), "not done within "+shortTime.String()) {
 			t.Errorf("freeze: %v", err)
 		}
 		step.finish()
