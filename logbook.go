@@ -30,12 +30,13 @@ type logbook struct {
 	name  string          // of the volume, for messages
 	found *journal.Record // what this session may go on with; nil: nothing
 
-	there     bool // some journal lies at path
-	marked    bool // and says that a sync onto the target was interrupted
-	spent     bool // the target was written since its tree was made, as far as anybody knows
-	doubt     bool // nothing vouches for what it holds
-	unwatched bool // with found: nothing says whether the target was written since
-	kept      bool // nobody has written the target since the session that the source is after
+	there     bool     // some journal lies at path
+	marked    bool     // and says that a sync onto the target was interrupted
+	markedBy  [16]byte // the session of that one; zeroes: not known
+	spent     bool     // the target was written since its tree was made, as far as anybody knows
+	doubt     bool     // nothing vouches for what it holds
+	unwatched bool     // with found: nothing says whether the target was written since
+	kept      bool     // nobody has written the target since the session that the source is after
 
 	mu      sync.Mutex
 	file    *journal.File // nil until something is recorded
@@ -101,6 +102,9 @@ func (b *logbook) weigh(rec *journal.Record, start *message.Start, vol *meter) (
 		return "", nil
 	}
 	b.spent, b.marked = rec.Touched, rec.Touched && !rec.Complete
+	if b.marked {
+		b.markedBy = rec.Run
+	}
 	// A map that vouches for this pair knows nothing of what came from elsewhere.
 	elsewhere := rec.Run != start.Session && (rec.Source.Identity == "" || rec.Source.Identity != start.Volume.Identity)
 	b.doubt = rec.Suspect || rec.Touched && elsewhere

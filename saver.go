@@ -113,7 +113,7 @@ func (t *target) undoWriter(path string, run [16]byte) (*undoWriter, error) {
 		Target:  undoVolume{Size: t.vol.v.Size(), Identity: clip(t.vol.identity()), Name: clip(t.name)},
 		Source:  undoVolume{Size: t.start.Volume.Size, Identity: t.start.Volume.Identity, Name: t.start.Volume.Name},
 		Session: run, BestEffort: t.saveTo.best || t.saveTo.onDemand && t.start.Undo == undoBest,
-		Inconsistent: t.log.marked,
+		Inconsistent: t.log.marked, Before: t.log.markedBy,
 	}
 	if chain := t.log.found; chain != nil && chain.Undo != "" {
 		f.Known, f.Saved = true, chain.Saved

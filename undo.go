@@ -204,7 +204,7 @@ func (u *UndoLog) mark(vol *meter) (j *journal.File, done func() error, err erro
 		foreign = "its resume journal is damaged, so another sync onto it may have been interrupted"
 	case err != nil:
 		return nil, nil, fmt.Errorf("mark %s inconsistent: %w", vol.name, err)
-	case rec.Touched && !rec.Complete && rec.Run != h.session:
+	case rec.Touched && !rec.Complete && rec.Run != h.session && !(keep && rec.Run == h.before):
 		foreign = fmt.Sprintf("another sync onto it, from %s, was interrupted, and what that has overwritten is not in %s", rec.Source.Name, u.Path)
 	}
 	if foreign != "" {
@@ -229,6 +229,12 @@ func (u *UndoLog) mark(vol *meter) (j *journal.File, done func() error, err erro
 		return nil, nil, fmt.Errorf("mark %s inconsistent: %w", vol.name, err)
 	}
 	switch {
+	case keep && foreign == "" && h.before != [16]byte{}:
+		// What stays is the mark of the sync before, so that its log may be put back next.
+		return j, func() error {
+			r.Run, r.Updated = h.before, time.Now()
+			return errors.Join(j.Commit(r), j.Close())
+		}, nil
 	case keep:
 		return j, j.Close, nil
 	case r.Suspect:

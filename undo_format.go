@@ -29,6 +29,8 @@ import (
 //	 80    8 sum       xxhash64 of bytes 0 to 79 and 88 to 2047
 //	 88      names     of the target its identity and its name, of the source its
 //	                   identity and its name; then zeroes
+//	2032 16 before     the session that had left the target inconsistent (flag
+//	                   bit 1); zeroes if there was none, or it is not known
 //
 //	record, repeated up to the end of the file
 //	  0    8 magic     b5 75 6e 64 6f 0d 0a 1a (0xb5 "undo" CR LF SUB)
@@ -54,12 +56,13 @@ import (
 // how many data and zero records lie before it, how many bytes of the target
 // they stand for, and 1 if the session was finished, else 0.
 const (
-	undoMagic       = "\x89FBU\r\n\x1a\n"
-	undoVersion     = 1
-	undoHeaderBytes = 2048
-	undoSumOffset   = 80
-	undoNamesOffset = 88
-	maxUndoName     = 255
+	undoMagic        = "\x89FBU\r\n\x1a\n"
+	undoVersion      = 1
+	undoHeaderBytes  = 2048
+	undoSumOffset    = 80
+	undoNamesOffset  = 88
+	undoBeforeOffset = 2032
+	maxUndoName      = 255
 
 	undoRecordMagic = "\xb5undo\r\n\x1a"
 	undoRecordBytes = 72
@@ -103,7 +106,8 @@ type undoHeader struct {
 	session, key   [16]byte
 	made           int64 // seconds since 1970
 	bestEffort     bool
-	inconsistent   bool // the target held what another interrupted sync had left
+	inconsistent   bool     // the target held what another interrupted sync had left
+	before         [16]byte // the session of that one; zeroes: not known
 }
 
 // encode makes the header block.
@@ -131,6 +135,7 @@ func (h *undoHeader) encode() []byte {
 		b[28+i] = byte(len(name))
 		at += copy(b[at:], name)
 	}
+	copy(b[undoBeforeOffset:], h.before[:])
 	le.PutUint64(b[undoSumOffset:], undoHeaderSum(b))
 	return b
 }
@@ -173,9 +178,9 @@ func parseUndoFields(b []byte) (*undoHeader, error) {
 	h := &undoHeader{
 		block: int64(le.Uint32(b[24:])), session: [16]byte(b[32:]), key: [16]byte(b[48:]),
 		made: int64(le.Uint64(b[64:])), bestEffort: flags&undoFlagBestEffort != 0,
-		inconsistent: flags&undoFlagInconsistent != 0,
+		inconsistent: flags&undoFlagInconsistent != 0, before: [16]byte(b[undoBeforeOffset:]),
 	}
-	names := b[undoNamesOffset:]
+	names := b[undoNamesOffset:undoBeforeOffset]
 	take := func(i int) string {
 		n := int(b[28+i])
 		name := string(names[:n])
@@ -194,7 +199,9 @@ func parseUndoFields(b []byte) (*undoHeader, error) {
 	case h.source.Size < 0:
 		return nil, undoCorrupt(72, "a source of %d bytes", h.source.Size)
 	case !allZero(names):
-		return nil, undoCorrupt(int64(undoHeaderBytes-len(names)), "reserved bytes are not zero")
+		return nil, undoCorrupt(int64(undoBeforeOffset-len(names)), "reserved bytes are not zero")
+	case !h.inconsistent && h.before != [16]byte{}:
+		return nil, undoCorrupt(undoBeforeOffset, "a session that left the target inconsistent, which it was not")
 	}
 	return h, nil
 }

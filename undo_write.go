@@ -29,6 +29,7 @@ type undoFacts struct {
 	Session        [16]byte // of the run that began to overwrite
 	BestEffort     bool     // go on without when no more can be saved
 	Inconsistent   bool     // what the target holds now is what another interrupted sync has left
+	Before         [16]byte // the session of that one; zeroes: not known
 	Known          bool     // the target's journal names the file
 	Saved          int64    // and says that so many bytes of it are durable
 }
@@ -98,7 +99,7 @@ func createUndo(files undoFiles, path string, f undoFacts) (*undoWriter, error) 
 
 // startUndo makes s, which is empty, an undo file.
 func startUndo(files undoFiles, s undoStore, path string, f undoFacts) (*undoWriter, error) {
-	h := &undoHeader{block: pieceSize, target: f.Target, source: f.Source, session: f.Session, made: time.Now().Unix(), bestEffort: f.BestEffort, inconsistent: f.Inconsistent}
+	h := &undoHeader{block: pieceSize, target: f.Target, source: f.Source, session: f.Session, made: time.Now().Unix(), bestEffort: f.BestEffort, inconsistent: f.Inconsistent, before: f.Before}
 	for (h.target.Size-1)/h.block >= cbt.MaxBlocks {
 		h.block *= 2
 	}
