@@ -99,6 +99,9 @@ func (d device) refuse() error {
 	case who != "":
 		e.Reason = fmt.Sprintf("it is a part of %s, which may send on requests that are not announced again", who)
 		e.Next = "track " + who
+	case !d.request && !d.counted():
+		e.Reason = "its io statistics are off: nobody knows when the writes that are under way have ended, and it is no disk of requests, whose writes could be marked then"
+		e.Next = fmt.Sprintf("echo 1 > %s, let its writers rest for a moment, and start again", d.statsFile())
 	default:
 		return nil
 	}
@@ -119,16 +122,44 @@ func DiskOf(path string) (string, error) {
 }
 
 // opaqueHolder names a driver on top of the disk that may hand its requests on
-// unannounced (md, bcache); "" when there is none. Device-mapper makes new ones.
+// unannounced (md, bcache, multipath); "" when there is none. Device-mapper makes
+// new ones, but where it is driven by requests: those it puts into the disk's queue
+// as they are, past the place where writes are announced. Multipath is that kind,
+// or may become it with its next table.
 func (d device) opaqueHolder() string {
 	dirs, _ := filepath.Glob(d.diskDir + "/holders/*")
 	parts, _ := filepath.Glob(d.diskDir + "/*/holders/*")
 	for _, h := range append(dirs, parts...) {
-		if name := filepath.Base(h); !strings.HasPrefix(name, "dm-") {
+		name := filepath.Base(h)
+		if !strings.HasPrefix(name, "dm-") {
 			return "/dev/" + name
 		}
+		_, err := os.Stat(h + "/mq")
+		if errors.Is(err, fs.ErrNotExist) && !strings.HasPrefix(attr(h+"/dm/uuid"), "mpath-") {
+			continue
+		}
+		if mapped := attr(h + "/dm/name"); mapped != "" {
+			return "/dev/mapper/" + mapped
+		}
+		return "/dev/" + name
 	}
 	return ""
+}
+
+// counted reports whether the kernel counts what is under way on the disk: not
+// with its io statistics off. For zram that is no matter, it counts always.
+func (d device) counted() bool {
+	return attr(d.diskDir+"/queue/iostats") == "1" || strings.HasPrefix(filepath.Base(d.diskDir), "zram")
+}
+
+func (d device) statsFile() string {
+	return "/sys/block/" + filepath.Base(d.diskDir) + "/queue/iostats"
+}
+
+// changed reports whether the kernel has counted a write or a discard that ended.
+func (d device) changed() bool {
+	f := strings.Fields(attr(d.diskDir + "/stat")) // Documentation/block/stat.rst
+	return len(f) > 4 && f[4] != "0" || len(f) > 11 && f[11] != "0"
 }
 
 // quiet reports whether no write to the disk is under way, as far as the kernel
@@ -137,6 +168,7 @@ func (d device) opaqueHolder() string {
 // who asks more than once. A scheduler holds a write back for the sake of reads or
 // of other writes, so where there is one the disk must not have done anything
 // from one answer to the next. A device-mapper device that is suspended holds all.
+// Where the disk is not counted the answer means nothing: see Tracker.watch.
 func (d device) quiet() (counted string, idle bool) {
 	f := strings.Fields(attr(d.diskDir + "/inflight"))
 	if len(f) != 2 || f[1] != "0" || attr(d.diskDir+"/dm/suspended") == "1" {

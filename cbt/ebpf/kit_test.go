@@ -130,12 +130,26 @@ func briefLoop(t testing.TB, backing string, flags uint32) (path string, detach 
 			}
 			t.Fatalf("configure %s: %v", path, err)
 		}
+		setStats(t, path, true)         // whoever had this number before may have been killed
 		detach = func() { dev.Close() } // the last user's close detaches it
 		t.Cleanup(detach)
 		return path, detach
 	}
 	t.Skip("needs a loop device: none stayed free")
 	return "", nil
+}
+
+// setStats turns the io statistics of a disk on or off, which waits for all that
+// is under way: never call it while a write is held.
+func setStats(t testing.TB, device string, on bool) {
+	t.Helper()
+	path, want := "/sys/block/"+filepath.Base(device)+"/queue/iostats", map[bool]string{true: "1", false: "0"}[on]
+	if attr(path) == want {
+		return
+	}
+	if err := os.WriteFile(path, []byte(want), 0o600); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // newZram adds a zram device.
@@ -343,6 +357,7 @@ type frozen struct {
 	device string
 	holder *holder
 	held   bool
+	stats  bool // to be turned on again
 }
 
 // newFreezer mounts a file system for what newFrozen makes.
@@ -360,8 +375,19 @@ func newFrozen(t testing.TB, dir string, size int64) *frozen {
 	f := &frozen{device: newLoop(t, path, 0)}
 	f.holder, _ = hold(t, "freeze", dir)
 	// In this order at the end: thaw, detach the upper device, unmount.
-	t.Cleanup(func() { f.thaw(t) })
+	t.Cleanup(func() {
+		if f.thaw(t); f.stats {
+			setStats(t, f.device, true)
+		}
+	})
 	return f
+}
+
+// withoutStats turns the io statistics off until the device goes.
+func (f *frozen) withoutStats(t testing.TB) {
+	t.Helper()
+	setStats(t, f.device, false)
+	f.stats = true
 }
 
 func (f *frozen) freeze(t testing.TB) {

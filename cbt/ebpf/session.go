@@ -146,15 +146,18 @@ const (
 )
 
 // drain waits until no write to the disk is under way, and reports whether it
-// has seen that before ctx ended.
+// has seen that before ctx ended. Where nobody can see it, it does not wait.
 func (t *Tracker) drain(ctx context.Context) bool {
 	tick := time.NewTicker(drainTick)
 	defer tick.Stop()
 	before := ""
 	for quiet := 0; ; {
 		d, err := lookNumber(kernelNumber(t.rec.get32(offDisk)))
+		if err == nil && !t.watch(d) {
+			return false
+		}
 		now, idle := d.quiet()
-		if err == nil && idle && now == before {
+		if err == nil && idle && now == before && t.evident(d) {
 			quiet++
 		} else {
 			quiet = 0
@@ -171,7 +174,44 @@ func (t *Tracker) drain(ctx context.Context) bool {
 	}
 }
 
-// ErrBusy says that writes were under way all the time.
+// watch notes in the record whether the disk's io statistics are off, and reports
+// whether they were on each time that anybody looked since the start: before the
+// programs came, at each take, and as long as a quiet moment is waited for.
+//
+// A write that is queued while they are off is never counted, also when they are
+// turned on again before it ends. So a volume that was seen so is never found
+// quiet: no end of its start, no rest, until it is stopped and started anew.
+func (t *Tracker) watch(d device) bool {
+	if !d.counted() {
+		t.rec.set(offUncounted, 1)
+	}
+	return t.rec.get(offUncounted) == 0
+}
+
+// evident reports whether what the programs have seen speaks against what the
+// kernel counts. A driver that is not driven by requests keeps the statistics
+// itself, and some keep none, whatever the switch says.
+func (t *Tracker) evident(d device) bool {
+	if t.request {
+		return true
+	}
+	n, err := t.k.counts(t.number)
+	return err == nil && (n.Writes == 0 || d.changed())
+}
+
+// explainBusy adds to an error about writes under way why nobody knows of them.
+func (t *Tracker) explainBusy(err error) error {
+	if t.rec.get(offUncounted) == 0 {
+		return err
+	}
+	where := "/sys/block/*/queue/iostats"
+	if d, e := lookNumber(kernelNumber(t.rec.get32(offDisk))); e == nil {
+		where = d.statsFile()
+	}
+	return fmt.Errorf("%w; the io statistics of the disk are off, or were, and writes that came meanwhile are not counted: echo 1 > %s, then stop and start tracking", err, where)
+}
+
+// ErrBusy says that writes were under way all the time, or that nobody knows.
 var ErrBusy = errors.New("the device was never quiet, so the marks at the end of writes go on: they cost some of its speed until Rest or Close sees a quiet moment")
 
 // Rest ends what [Tracker.Take] began: the marks at the end of writes. It waits
@@ -194,7 +234,7 @@ func (t *Tracker) rest(ctx context.Context) error {
 		return t.errorf("rest", fmt.Errorf("%d taken maps are out, put them back first", t.out))
 	}
 	if !t.drain(ctx) {
-		return t.errorf("rest", ErrBusy)
+		return t.errorf("rest", t.explainBusy(ErrBusy))
 	}
 	if err := t.answerEnds(); err != nil {
 		return err

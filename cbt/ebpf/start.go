@@ -23,7 +23,8 @@ type Options struct {
 	// Drain is how long Start waits for writes that are under way; default
 	// 300 ms. If they take longer, Start succeeds. Then Seal refuses, or, on a
 	// disk that is driven by requests, the end of writes is marked until Rest
-	// or Close sees a quiet moment.
+	// or Close sees a quiet moment. None can be seen while the io statistics of
+	// the disk are off; other disks are refused then.
 	Drain time.Duration
 }
 
@@ -61,6 +62,9 @@ func Start(ctx context.Context, path string, o Options) (*Tracker, error) {
 	if t.k, err = ensureKernel(p); err != nil {
 		return nil, fmt.Errorf("track %s: %w", path, err)
 	}
+	if !d.counted() {
+		rec.set(offUncounted, 1) // before the programs come: a write that is queued now may never be counted
+	}
 	if err := t.begin(d, rec); err != nil {
 		return nil, errors.Join(fmt.Errorf("track %s: %w", path, err), t.k.dismiss(p), t.release())
 	}
@@ -89,7 +93,11 @@ func (t *Tracker) Drain(ctx context.Context) error {
 		return t.errorf("drain", os.ErrClosed)
 	}
 	if t.rec.get(offDrained) == 0 && !t.drain(ctx) {
-		return t.errorf("drain", context.Cause(ctx))
+		why := context.Cause(ctx)
+		if why == nil {
+			why = errUndrained
+		}
+		return t.errorf("drain", t.explainBusy(why))
 	}
 	t.rec.set(offDrained, 1)
 	return nil

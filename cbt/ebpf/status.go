@@ -35,9 +35,10 @@ type Status struct {
 	Passthrough uint64 // commands that went around the block layer's writes
 	Unmarked    uint64 // writes that could not be marked
 
-	Drained bool  // what was under way at the start has ended
-	Reading bool  // the programs that mark the end of writes are at work
-	Memory  int64 // bytes of the kernel for this volume
+	Drained   bool  // what was under way at the start has ended
+	Reading   bool  // the programs that mark the end of writes are at work
+	Uncounted bool  // the disk was seen with its io statistics off: they go on until Stop
+	Memory    int64 // bytes of the kernel for this volume
 }
 
 // count is what the programs count, for each processor.
@@ -89,6 +90,7 @@ func (t *Tracker) status() (Status, error) {
 		Writes: n.Writes, Discards: n.Discards, Written: n.Sectors * sector,
 		Passthrough: t.rec.get(offPassthrough), Unmarked: t.rec.get(offLost),
 		Drained: t.rec.get(offDrained) == 1, Reading: t.armed(), Memory: t.memoryUsed(),
+		Uncounted: t.rec.get(offUncounted) == 1,
 	}
 	s.Dirty, s.Discarded = t.planes.count()
 	return s, nil

@@ -60,6 +60,7 @@ func (t *Tracker) deviceDoubt() string {
 	case int64(d.sectors)*sector != size || t.rec.get(offBeyond) > 0:
 		return fmt.Sprintf("the device was resized from %d to %d bytes", size, int64(d.sectors)*sector)
 	}
+	t.watch(d)
 	if attr(d.diskDir+"/queue/dax") == "1" {
 		return "the device can be mapped directly (DAX)"
 	}
@@ -125,7 +126,7 @@ func (t *Tracker) Seal(e cbt.Epoch) error {
 	case t.out > 0:
 		return t.errorf("seal epoch", fmt.Errorf("%d taken maps are out, put them back first", t.out))
 	case t.rec.get(offDrained) == 0 && !t.settles():
-		return t.errorf("seal epoch", errUndrained)
+		return t.errorf("seal epoch", t.explainBusy(errUndrained))
 	case t.rec.get(offLost) > 0:
 		return t.errorf("seal epoch", fmt.Errorf("%d writes could not be marked: stop tracking and start anew", t.rec.get(offLost)))
 	}

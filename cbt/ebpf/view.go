@@ -37,7 +37,8 @@ import (
 //	384  256 name         a length byte and as many bytes
 //	640  256 reason       why nothing is vouched for, a length byte and as many bytes
 //	896    8 baseMissed   missed events of the programs at the last seal
-//	904  120 zero
+//	904    8 uncounted    1: the disk was seen with its io statistics off
+//	912  112 zero
 const (
 	layoutVersion = 1
 
@@ -50,7 +51,7 @@ const (
 	offLive, offDisk, offEpoch, offDiskSeq, offStarted = 64, 68, 72, 80, 88
 	offDrained, offBasePass, offSeenStranger           = 96, 104, 112
 	offDevice, offIdentity, offName, offReason         = 120, 128, 384, 640
-	offBaseMissed                                      = 896
+	offBaseMissed, offUncounted                        = 896, 904
 )
 
 const sector = 512 // bytes, whatever the device calls a sector

@@ -95,7 +95,7 @@ func (a *app) tracked(ctx context.Context, flags *trackFlags, arg string, f func
 	defer cancel()
 	err = t.Rest(rest)
 	if errors.Is(err, ebpf.ErrBusy) {
-		fmt.Fprintln(a.stderr, "note: "+ebpf.ErrBusy.Error())
+		fmt.Fprintln(a.stderr, "note: "+err.Error())
 		err = nil
 	}
 	return errors.Join(err, t.Close(rest))
@@ -137,7 +137,9 @@ func (a *app) trackStatus(f *trackFlags, args []string) error {
 	}
 	for _, s := range all {
 		if want == "" || s.Number == want {
-			j.Volumes = append(j.Volumes, trackVolumeOf(s))
+			v := trackVolumeOf(s)
+			v.bySync = f.startedBySync(s.Identity)
+			j.Volumes = append(j.Volumes, v)
 		}
 	}
 	if want != "" && len(j.Volumes) == 0 {
@@ -223,16 +225,27 @@ Refused if the record cannot be trusted: then it does not have every write.`,
 	})
 }
 
+// givingTracker is what take asks of a tracker.
+type givingTracker interface {
+	cbt.Tracker
+	cbt.Sealer
+	Status() (ebpf.Status, error)
+	Lose(reason string)
+}
+
 // take empties a tracker into a file.
 //
 //  1. take: the bits are in the kernel's memory as taken and not proven
 //  2. save the map, durably
-//  3. prove all: they are gone from there
-//  4. begin a new epoch, and note it
+//  3. note the new epoch
+//  4. lose the old one: whoever asks for what was written since is refused from
+//     here on, for the bits are going
+//  5. prove all: they are gone from there
+//  6. begin the new epoch, in which the tracker can be trusted again
 //
-// A crash before 3 leaves all bits where they were. One between 3 and 4 leaves an
-// epoch that is older than it need be.
-func (f *trackFlags) take(ctx context.Context, t *ebpf.Tracker, output string) (*cbt.Map, error) {
+// A crash before 5 leaves all bits where they were. One between 4 and 6 leaves a
+// tracker that vouches for nothing, and says why.
+func (f *trackFlags) take(ctx context.Context, t givingTracker, output string) (*cbt.Map, error) {
 	trust := t.Trust()
 	taken, err := t.Take(ctx, trust.Since)
 	if err != nil {
@@ -250,13 +263,19 @@ func (f *trackFlags) take(ctx context.Context, t *ebpf.Tracker, output string) (
 	if err := m.Save(output); err != nil {
 		return nil, errors.Join(err, t.PutBack(taken, nil))
 	}
-	if err := t.PutBack(taken, taken.Extents()); err != nil {
-		return nil, err
+	record, noted, err := f.notedEpoch(s.Identity)
+	next := max(trust.Since, noted) + 1
+	if err == nil {
+		err = noteEpoch(record, next)
 	}
-	if err := t.Seal(trust.Since + 1); err != nil {
-		return nil, err
+	if err != nil {
+		return nil, errors.Join(err, t.PutBack(taken, nil))
 	}
-	return m, f.noteEpoch(s.Identity, trust.Since+1)
+	t.Lose("its marks were handed over, and no new epoch was begun: they are in " + output)
+	if err := errors.Join(t.PutBack(taken, taken.Extents()), t.Seal(next)); err != nil {
+		return nil, &outcomeError{err, s.Device + " is tracked, and the record vouches for nothing; what was dirty until now is in " + output, "stop and start tracking"}
+	}
+	return m, nil
 }
 
 func (a *app) trackStopCommand() *cobra.Command {

@@ -40,6 +40,9 @@ type trackVolume struct {
 	Unmarked       uint64    `json:"unmarked"`
 	Reading        bool      `json:"reading"`
 	KernelBytes    int64     `json:"kernel_bytes"`
+
+	bySync    bool // started for the time of a live sync
+	uncounted bool
 }
 
 type trackFeature struct {
@@ -63,6 +66,7 @@ func trackVolumeOf(s ebpf.Status) trackVolume {
 		Trusted: s.Trust.Check(s.Trust.Since) == nil, Epoch: uint64(s.Trust.Since), Reason: s.Trust.Lost,
 		DirtyBytes: s.Dirty, DiscardedBytes: s.Discarded, Writes: s.Writes, Discards: s.Discards, WrittenBytes: s.Written,
 		Passthrough: s.Passthrough, Unmarked: s.Unmarked, Reading: s.Reading, KernelBytes: s.Memory,
+		uncounted: s.Uncounted,
 	}
 	if !v.Trusted && v.Reason == "" {
 		v.Reason = "its start did not come to its end: run failback track start again"
@@ -105,9 +109,16 @@ func trackLines(j *trackJSON, v trackVolume) []line {
 	if v.Reading {
 		kernel += "; writes are marked at their end as well, because a session reads or the device was never quiet"
 	}
+	if v.uncounted {
+		kernel += "; the io statistics of the disk are off, or were, so no quiet moment can be seen until they are on (queue/iostats in sysfs) and tracking is stopped and started"
+	}
+	tracked := "since " + v.Started.Local().Format(time.DateTime)
+	if v.bySync {
+		tracked += ", for a sync --live; if none runs any more, end it with failback track stop " + v.Device
+	}
 	lines := []line{
 		{"volume", fmt.Sprintf("%s (%s, %s)", volume, humanBytes(v.VolumeBytes), v.Identity)},
-		{"tracked", "since " + v.Started.Local().Format(time.DateTime)},
+		{"tracked", tracked},
 		{"trusted", trust},
 		{"dirty", fmt.Sprintf("%s, discarded %s, in blocks of %s", humanBytes(v.DirtyBytes), humanBytes(v.DiscardedBytes), humanBytes(v.BlockBytes))},
 		{"seen", fmt.Sprintf("%s of %s, %d of them discards", plural(int64(v.Writes), "write"), humanBytes(int64(v.WrittenBytes)), v.Discards)},

@@ -2,115 +2,18 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
 
-	"github.com/cespare/xxhash/v2"
 	"github.com/spf13/cobra"
 
 	"github.com/failback/failback"
 	"github.com/failback/failback/cbt"
 	"github.com/failback/failback/cbt/ebpf"
 )
-
-// trackRecord is what lies in the state directory of a volume that is or was
-// tracked: NAME.track, and NAME.fbm beside it if it was stopped in order. NAME is
-// the hash of its identity.
-//
-// While the volume is tracked its state is "tracking". A machine that goes down
-// leaves it so: whatever map is beside it is not believed then (L1).
-type trackRecord struct {
-	Version  int       `json:"version"` // 1
-	State    string    `json:"state"`   // tracking, stopped
-	Device   string    `json:"device"`
-	Name     string    `json:"name,omitempty"`
-	Identity string    `json:"identity"`
-	Boot     string    `json:"boot"` // id of the boot
-	Epoch    cbt.Epoch `json:"epoch"`
-	Started  time.Time `json:"started"`
-	Stopped  time.Time `json:"stopped"`
-	Stamp    string    `json:"stamp,omitempty"` // of the disk, from before the recording ended
-}
-
-const (
-	stateTracking = "tracking"
-	stateStopped  = "stopped"
-)
-
-func (f *trackFlags) recordPath(identity string) (string, error) {
-	dir, err := f.state.stateDir()
-	return filepath.Join(dir, fmt.Sprintf("%016x.track", xxhash.Sum64String(identity))), err
-}
-
-func mapBeside(record string) string { return record[:len(record)-len(".track")] + ".fbm" }
-
-// readRecord returns nil if there is none.
-func readRecord(path string) (*trackRecord, error) {
-	b, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	var r trackRecord
-	if err := json.Unmarshal(b, &r); err != nil || r.Version != 1 {
-		return nil, fmt.Errorf("read %s: it is no record of a tracked volume that this version knows: remove it", path)
-	}
-	return &r, nil
-}
-
-// write replaces a record: temporary file, sync, rename, sync of the directory.
-func (r *trackRecord) write(path string) (err error) {
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	b, err := json.Marshal(r)
-	if err != nil {
-		return err
-	}
-	tmp, err := os.CreateTemp(dir, filepath.Base(path)+".tmp-*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			os.Remove(tmp.Name())
-		}
-	}()
-	_, err = tmp.Write(append(b, '\n'))
-	if err = errors.Join(err, tmp.Sync(), tmp.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(tmp.Name(), path); err != nil {
-		return err
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}
-
-// noteEpoch writes a new epoch into the record, so that no later one is below it.
-func (f *trackFlags) noteEpoch(identity string, e cbt.Epoch) error {
-	path, err := f.recordPath(identity)
-	if err != nil {
-		return err
-	}
-	r, err := readRecord(path)
-	if err != nil || r == nil {
-		return err
-	}
-	r.Epoch = e
-	return r.write(path)
-}
 
 // savedMap is what is known of the last time that a volume was tracked.
 type savedMap struct {
@@ -134,8 +37,15 @@ func (f *trackFlags) lookSaved(v *failback.Disk, device string) (*savedMap, erro
 		return nil, err
 	}
 	s := &savedMap{Stopped: r.Stopped, epoch: r.Epoch}
+	if r.State == stateEnded {
+		s.Reason = "it was tracked for a sync --live, which has ended"
+		return s, nil
+	}
 	if r.State != stateStopped {
 		s.Reason = fmt.Sprintf("it was tracked from %s on and not stopped in order", r.Started.Local().Format(time.DateTime))
+		if r.Sync {
+			s.Reason = fmt.Sprintf("it was tracked from %s on for a sync --live, which did not come to its end", r.Started.Local().Format(time.DateTime))
+		}
 		if r.Boot != bootID() {
 			s.Reason += ", and the machine was started anew since"
 		}
@@ -214,6 +124,10 @@ func (a *app) trackStartCommand() *cobra.Command {
 		Short: "Record every write to a device from now on",
 		Long: `Record every write to a device from now on, also after this command has ended,
 until stop or a reboot. A disk is recorded with its partitions, a partition alone.
+
+Commands that are passed through to the disk or its controller and send it no data
+are not noticed though they may change it: WRITE ZEROES and FORMAT of nvme, WRITE
+SAME without data and FORMAT UNIT of sg3_utils, sanitize. Do not use them meanwhile.
 
 If the device was tracked before, it says whether what stop saved can be trusted:
 it is if the kernel has counted no write in between. Then it is taken over, and
@@ -351,7 +265,7 @@ func (a *app) trackStarted(ctx context.Context, f *trackStartFlags, t *ebpf.Trac
 		Version: 1, State: stateTracking, Device: device, Name: f.name, Identity: s.Identity,
 		Boot: bootID(), Epoch: s.Trust.Since, Started: s.Started,
 	}
-	if err := r.write(path); err != nil {
+	if err := r.renew(path); err != nil {
 		return &outcomeError{err, device + " is tracked, but what is known of it could not be noted", "see to that, then run failback track stop " + device}
 	}
 	return a.showTrack(&trackJSON{Schema: schemaTrack, Result: "started", Volumes: []trackVolume{trackVolumeOf(s)}, Saved: saved})
@@ -425,7 +339,7 @@ func (a *app) trackStop(ctx context.Context, f *trackFlags, arg string) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(m.Save(mapBeside(record)), r.write(record)); err != nil {
+	if err := errors.Join(m.Save(mapBeside(record)), r.renew(record)); err != nil {
 		return &outcomeError{err, s.Device + " is not tracked any more, and what was dirty is not known", "compare the volumes by hash"}
 	}
 	saved := &savedMap{File: mapBeside(record), Trusted: m.Epoch > 0, Reason: "it was stopped in order", Stopped: r.Stopped}
