@@ -24,7 +24,9 @@ type Live struct {
 	// Tracker records the writes to the source. Two more methods are used where it
 	// has them: Pending(off, n int64) bool, which reports whether the next take
 	// would report any of these bytes; and Rest(context.Context) error, which is
-	// called when the session takes no more.
+	// called when the session takes no more. Where there is none, the writers are
+	// at rest from before anything is read until the target is complete: there are
+	// no rounds, and of what follows only Quiesce and Untracked count.
 	Tracker interface {
 		cbt.Tracker
 		cbt.Sealer
@@ -42,8 +44,14 @@ type Live struct {
 	// Pause is how long the writers may be at rest; default 500 ms. It is what is
 	// predicted before, not what is enforced: that is up to Quiesce.
 	Pause time.Duration
+	// Untracked is why there is no Tracker, for the report.
+	Untracked string
 	// Quiesce brings the writers to rest. What they had written lies on the
-	// volume when it returns.
+	// volume when it returns. Two more methods of what it returns are used where
+	// there are any: Ended() <-chan struct{}, closed when the writers go on without
+	// having been released, which ends the session at once; without it, they wait
+	// for a target that says nothing until the session is given up. And Begun()
+	// time.Time, since when they are at rest; without it, since Quiesce was called.
 	Quiesce func(context.Context) (interface {
 		// Held returns nil if the writers were at rest all the time until now.
 		Held() error
@@ -63,12 +71,6 @@ type Live struct {
 	Sealed func() error
 	// Round is told of each round when it is over, nil for nobody.
 	Round func(Round)
-}
-
-// hold is what [Live.Quiesce] returns.
-type hold = interface {
-	Held() error
-	Release() (time.Duration, error)
 }
 
 // LiveReport is what a live session did.
@@ -96,7 +98,8 @@ type Round struct {
 	Last     bool    `json:"last,omitempty"`
 	// In and Out are bytes a second: what the writers make dirty, and what rounds
 	// get through. More is how many further rounds that is going to take, -1 for
-	// never as things are; PauseMS how long the pause would be now.
+	// never as things are; PauseMS how long the pause would be now, -1 where nobody
+	// knows yet.
 	In      float64 `json:"in"`
 	Out     float64 `json:"out"`
 	More    int     `json:"more_rounds"`
@@ -114,16 +117,16 @@ const (
 // check says what a live session cannot be.
 func (l *Live) check(o Options) error {
 	switch {
-	case l.Tracker == nil || l.Quiesce == nil:
-		return usagef("a live sync needs a tracker, and a way to bring the writers to rest")
+	case l.Quiesce == nil:
+		return usagef("a live sync needs a way to bring the writers to rest")
 	case l.Pause < 0 || l.Rest < 0:
 		return usagef("a pause of %v: more than 0", l.Pause)
 	case o.DryRun:
 		return usagef("a live sync cannot be a dry run: compare the volumes instead")
-	case o.Verify == VerifyFull || o.Seal != 0:
+	case l.Tracker != nil && (o.Verify == VerifyFull || o.Seal != 0):
 		return usagef("a live sync proves what it writes: to compare the whole of both volumes the writers would have to rest all the while; verify afterwards")
 	case o.Resume:
-		return usagef("a live sync is not resumed: its tracker holds what differs, run it again")
+		return usagef("a live sync is not resumed: its source was written since; run it again")
 	}
 	return nil
 }
@@ -152,18 +155,21 @@ type live struct {
 	size    int64 // of the source, bytes
 	events  Events
 	pace    pace
-	doubt   string // why the tracker's map was not believed; "" where it was
+	doubt   string                  // why the tracker's map was not believed; "" where it was
+	fail    context.CancelCauseFunc // ends the session
 
-	taken   *cbt.Taken // what the round under way is to prove; nil: no round is
-	began   time.Time  // when it was taken
-	bytes   int64      // of the round
-	sent    int64      // by all rounds before
-	left    extentList // what it leaves for the next
-	defers  bool       // it may leave something
+	taken   *cbt.Taken   // what the round under way is to prove; nil: no round is
+	began   time.Time    // when it was taken
+	bytes   int64        // of the round
+	about   []cbt.Extent // what it proves: all else of what was taken stays dirty
+	sent    int64        // by all rounds before
+	left    extentList   // what it leaves for the next
+	defers  bool         // it may leave something
 	last    bool
-	hold    hold // nil: the writers are not at rest
+	still   *standstill // nil: the writers are not at rest
 	fixed   time.Duration
 	tracked bool // the tracker holds all that differs
+	sealed  bool // the epoch was moved on in this session
 	rep     LiveReport
 }
 
@@ -174,12 +180,36 @@ func newLive(l *Live, session [16]byte, name string, size int64, ev Events) *liv
 		v.pace.budget = defaultLivePause
 	}
 	v.pace.rest = l.Rest
+	v.rep.Rounds = []Round{}
 	return v
 }
 
+// rounds reports whether the session goes in rounds, while the source is written.
+func (v *live) rounds() bool { return v != nil && v.l.Tracker != nil }
+
+// words is what the plan's reason says of the source's writers.
+func (v *live) words() string {
+	switch {
+	case v == nil:
+		return ""
+	case !v.rounds() && v.l.Untracked != "":
+		return "; the writers of the source are at rest all the time: " + v.l.Untracked
+	case !v.rounds():
+		return "; the writers of the source are at rest all the time"
+	case v.doubt != "":
+		return "; the tracker of the source: " + v.doubt
+	}
+	return ""
+}
+
 // begin takes what the tracker holds, before anything of the volume is read. It
-// returns nothing where that cannot be all that differs.
+// returns nothing where that cannot be all that differs. Without a tracker the
+// writers come to rest instead.
 func (v *live) begin(ctx context.Context) (*cbt.Map, error) {
+	if !v.rounds() {
+		v.last = true
+		return nil, v.stand(ctx)
+	}
 	v.began, v.defers = time.Now(), true
 	since, trust := v.l.Since, v.l.Tracker.Trust()
 	switch {
@@ -266,11 +296,22 @@ func (v *live) later(x cbt.Extent) bool {
 	return true
 }
 
+// plans notes what the first round is about: the plan looks at candidates, and
+// knows the rest of the volume to be equal but for what may lie in unknown.
+func (v *live) plans(candidates, unknown []cbt.Extent) {
+	v.bytes = cbt.Total(candidates)
+	v.about = cbt.Union(candidates, cbt.Subtract(wholeOf(v.size), unknown))
+}
+
 // proven notes that the target has acknowledged all of a round: what was taken
-// for it goes from the tracker, but for what was left (L2).
+// for it goes from the tracker as far as the round was about it, but for what was
+// left (L2).
 func (v *live) proven(sent int64, fixed time.Duration) error {
+	if !v.rounds() {
+		return nil
+	}
 	left, _ := v.left.result()
-	if err := v.putBack(cbt.Subtract(wholeOf(v.size), left)); err != nil {
+	if err := v.putBack(cbt.Subtract(v.about, left)); err != nil {
 		return err
 	}
 	v.fixed += fixed
@@ -278,21 +319,31 @@ func (v *live) proven(sent int64, fixed time.Duration) error {
 	r := Round{Number: len(v.rep.Rounds) + 1, Bytes: v.bytes, Sent: sent - v.sent, Deferred: cbt.Total(left), Seconds: took.Seconds(), Last: v.last}
 	v.rep.Rounds = append(v.rep.Rounds, r)
 	v.sent = sent
-	if !v.tracked && !v.last {
-		// The first time that all that differs is in the tracker.
-		return v.seal("")
+	switch {
+	case v.last:
+	case !v.tracked, v.sent > 0 && v.l.After != v.session:
+		// The first time that all that differs is in the tracker; or that the target
+		// is not any more as the session left it that we are after. If this one does
+		// not come to its end, the next is after this one.
+		return v.seal(v.session, "")
+	case !v.sealed:
+		// What is proven now differs from what anybody else holds of the epoch before:
+		// only of a new one is it true that the tracker knows all. The target was not
+		// written, so it is as it was left.
+		return v.seal(v.l.After, v.l.Left)
 	}
 	return nil
 }
 
-// seal moves the epoch on: the target is equal but for what the tracker holds.
-func (v *live) seal(left string) error {
+// seal moves the epoch on: the target is equal but for what the tracker holds, if
+// it still is as the session after left it.
+func (v *live) seal(after [16]byte, left string) error {
 	e := v.nextEpoch()
 	if err := v.l.Tracker.Seal(e); err != nil {
 		return fmt.Errorf("seal epoch %d of %s: %w", e, v.name, err)
 	}
-	v.tracked = true
-	v.l.Since, v.l.After, v.l.Left, v.rep.Epoch = e, v.session, left, e
+	v.tracked, v.sealed = true, true
+	v.l.Since, v.l.After, v.l.Left, v.rep.Epoch = e, after, left, e
 	if v.l.Sealed == nil {
 		return nil
 	}
@@ -321,7 +372,7 @@ func (v *live) take(ctx context.Context) ([]cbt.Extent, error) {
 	v.taken = t
 	x := cbt.Intersect(cbt.Align(t.Extents(), pieceSize, v.size), wholeOf(v.size))
 	x = cbt.Coarsen(x, maxCandidates)
-	v.bytes = cbt.Total(x)
+	v.bytes, v.about = cbt.Total(x), x
 	return x, nil
 }
 
@@ -338,9 +389,10 @@ func (v *live) next(ctx context.Context) ([]cbt.Extent, error) {
 	if err != nil {
 		return nil, err
 	}
-	verdict := v.pace.ended(lap{bytes: r.Bytes, took: took, fixed: fixed, left: v.bytes})
+	// What was left for later has not been got through, and is not in the last round.
+	verdict := v.pace.ended(lap{bytes: r.Bytes - r.Deferred, took: took, fixed: fixed, left: v.bytes})
 	predicted := v.pace.pause(v.bytes)
-	r.Left, r.In, r.Out, r.More, r.PauseMS = v.bytes, v.pace.in(), v.pace.out(), v.pace.more(), milliseconds(predicted)
+	r.Left, r.In, r.Out, r.More, r.PauseMS = v.bytes, v.pace.in(), v.pace.out(), v.pace.more(), predictedMS(predicted)
 	if v.l.Round != nil {
 		v.l.Round(*r)
 	}
@@ -353,106 +405,17 @@ func (v *live) next(ctx context.Context) ([]cbt.Extent, error) {
 	return nil, v.hopeless(predicted)
 }
 
+// predictedMS is a pause as it is reported.
+func predictedMS(d time.Duration) float64 {
+	if d == forever {
+		return -1
+	}
+	return milliseconds(d)
+}
+
 func (v *live) hopeless(pause time.Duration) error {
-	return &ConvergenceError{Volume: v.name, Rounds: len(v.rep.Rounds), Left: v.bytes,
+	return &ConvergenceError{Volume: v.name, Rounds: len(v.rep.Rounds), Tries: v.rep.Tries, Left: v.bytes,
 		In: v.pace.in(), Out: v.pace.out(), Budget: v.pace.budget, Pause: pause}
-}
-
-// quiesce brings the writers to rest, and returns what the last round is about.
-// If much more came out then than was going to, the round is one like the others.
-func (v *live) quiesce(ctx context.Context, predicted time.Duration) ([]cbt.Extent, error) {
-	if err := v.putBack(nil); err != nil {
-		return nil, err
-	}
-	v.rep.Tries++
-	began := time.Now()
-	var err error
-	if v.hold, err = v.l.Quiesce(ctx); err != nil {
-		return nil, fmt.Errorf("bring the writers of %s to rest: %w", v.name, err)
-	}
-	x, err := v.take(ctx)
-	if err != nil {
-		return nil, err
-	}
-	v.fixed = time.Since(began)
-	if again := v.pace.pause(v.bytes); again > v.pace.budget+v.pace.budget/2 {
-		if _, err := v.letGo(); err != nil {
-			return nil, err
-		}
-		if v.rep.Tries == liveTries {
-			return nil, v.hopeless(again)
-		}
-		if v.events.Note != nil {
-			v.events.Note(fmt.Sprintf("%s: %s came out when its writers were brought to rest, which takes %v: they write on, and another round begins",
-				v.name, sizeWords(v.bytes), again.Round(time.Millisecond)))
-		}
-		return x, nil
-	}
-	v.last, v.defers = true, false
-	v.rep.PredictedMS = milliseconds(predicted)
-	return x, nil
-}
-
-// held reports an error unless the writers have been at rest since the last
-// round began: only then is the target the source at one point in time. The
-// tracker is asked, too: what somebody's hooks bring to rest need not be all.
-func (v *live) held(ctx context.Context) error {
-	if v.hold == nil {
-		return errors.New("the writers are not at rest at the end of a live sync")
-	}
-	if _, err := v.take(ctx); err != nil {
-		return err
-	}
-	err := v.putBack(nil)
-	if held := v.hold.Held(); held != nil {
-		return errors.Join(fmt.Errorf("the writers of %s did not stay at rest: %w", v.name, held), err)
-	}
-	if err == nil && v.bytes > 0 {
-		err = fmt.Errorf("%s was written while its writers were to be at rest: %s are dirty; see that all of them are paused, and sync again", v.name, sizeWords(v.bytes))
-	}
-	return err
-}
-
-// release lets the writers go on: both sides are equal at the moment they do.
-func (v *live) release(left string) (*LiveReport, error) {
-	pause, err := v.letGo()
-	if err != nil {
-		return nil, err
-	}
-	v.rep.PauseMS = milliseconds(pause)
-	if v.l.Round != nil {
-		v.l.Round(v.rep.Rounds[len(v.rep.Rounds)-1])
-	}
-	if err := v.seal(left); err != nil {
-		return nil, err
-	}
-	return &v.rep, nil
-}
-
-func (v *live) letGo() (time.Duration, error) {
-	h := v.hold
-	v.hold = nil
-	if h == nil {
-		return 0, nil
-	}
-	pause, err := h.Release()
-	if err != nil {
-		return pause, fmt.Errorf("let the writers of %s go on: %w", v.name, err)
-	}
-	return pause, nil
-}
-
-// over ends what is left of the session, however it ended: the writers go on,
-// and what was taken and is not proven is the tracker's again (L2, L6).
-func (v *live) over(ctx context.Context) error {
-	_, err := v.letGo()
-	err = errors.Join(err, v.putBack(nil))
-	if t, ok := v.l.Tracker.(interface{ Rest(context.Context) error }); ok {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), restTime)
-		defer cancel()
-		err = errors.Join(err, t.Rest(ctx))
-	}
-	return err
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

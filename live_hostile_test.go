@@ -1,6 +1,8 @@
 package failback
 
 import (
+	"errors"
+	"strings"
 	"testing"
 
 	"github.com/failback/failback/cbt"
@@ -101,5 +103,15 @@ func (v *villain) rounds(candidates ...cbt.Extent) {
 func TestHostileRounds(t *testing.T) {
 	for _, c := range roundCrimes {
 		t.Run(c.name, func(t *testing.T) { c.againstTarget(t, Side{}, true) })
+	}
+}
+
+// TestResumedRound: a session that goes on with an interrupted one has no rounds:
+// what that one found equal was found so of a source that nobody writes.
+func TestResumedRound(t *testing.T) {
+	far := &target{plan: message.Plan{Resume: pieceSize}}
+	far.apply.Store(&applier{newest: &generation{}})
+	if err := far.another(); !errors.Is(err, ErrProtocol) || !strings.Contains(err.Error(), "a session that was resumed at 4096") {
+		t.Errorf("a round of a resumed session: %v", err)
 	}
 }

@@ -1,8 +1,10 @@
 package failback
 
 import (
+	"cmp"
 	"fmt"
 	"math"
+	"slices"
 	"time"
 )
 
@@ -10,21 +12,23 @@ import (
 // round, the pause, or the end without one. It is a function of what it was
 // told: no clock, no I/O.
 //
-// What it knows of a round is how much was dirty when it began, how long it
-// took, and how much was dirty when it ended. From that it tells two rates: out,
+// What it knows of a round is how much it got through, how long it took, and how
+// much was dirty when it ended. From that it tells two rates: out,
 // how fast rounds get through what is dirty, and in, how fast the writers make
 // blocks dirty that were not. The last round takes, with the writers at rest,
 //
 //	pause(left) = rest + fixed + left / out
 //
 // where fixed is what a round takes however little it has to do: round trips, a
-// sync of the target. The smallest round seen tells it.
+// sync of the target. Nobody can tell it from the work in a round's wait for the
+// target, which syncs and reads back there: the least wait of all rounds is taken
+// for it, and the rest of each is work.
 type pace struct {
 	budget time.Duration // the longest pause
 	rest   time.Duration // that it takes to bring the writers to rest and up again
 	rounds []lap
-	stale  int   // rounds in a row that left no less than the least before
-	least  int64 // bytes
+	stale  int   // rounds that brought the rest no further down, since least
+	least  int64 // bytes that a round left
 }
 
 // A lap is one round, as far as the pace depends on it.
@@ -48,6 +52,9 @@ const (
 // not write evenly: one such round says little.
 const staleRounds = 3
 
+// forever is a pause of which nobody knows how long it would be.
+const forever = time.Duration(math.MaxInt64 / 2)
+
 // ended notes a round, and says what comes next.
 func (p *pace) ended(l lap) verdict {
 	p.rounds = append(p.rounds, l)
@@ -60,28 +67,31 @@ func (p *pace) ended(l lap) verdict {
 	if p.pause(l.left) <= p.budget {
 		return cutOver
 	}
-	if l.left < p.least-p.least/10 {
+	before := p.rounds[len(p.rounds)-2].left
+	switch {
+	case l.left < p.least-p.least/10:
 		p.least, p.stale = l.left, 0
-		return goOn
+	case l.left < before-before/10:
+		// It comes down again after a burst. That counts for nothing, but not against
+		// it: one that goes up and down ends when it has gone up so often.
+	default:
+		if p.stale++; p.stale == staleRounds {
+			return notTheWay
+		}
 	}
-	if p.stale++; p.stale < staleRounds {
-		return goOn
-	}
-	return notTheWay
+	return goOn
 }
 
 // out is how fast rounds get through what is dirty, bytes a second; 0 while
 // nothing is known. The later rounds count: the first compares more than it sends.
 func (p *pace) out() float64 {
 	var n, t float64
+	fixed := p.fixed()
 	for i := len(p.rounds) - 1; i >= 0 && (i > 0 || n == 0); i-- {
 		n += float64(p.rounds[i].bytes)
-		t += max(0, p.rounds[i].took-p.rounds[i].fixed).Seconds()
+		t += max(0, p.rounds[i].took-fixed).Seconds()
 	}
-	if n == 0 || t == 0 {
-		return 0
-	}
-	return n / t
+	return n / max(t, time.Microsecond.Seconds())
 }
 
 // in is how fast blocks get dirty that are not, bytes a second, as the last round saw it.
@@ -98,25 +108,25 @@ func (p *pace) in() float64 {
 
 // fixed is what the quickest round took besides the work.
 func (p *pace) fixed() time.Duration {
-	least := time.Duration(0)
-	for i, l := range p.rounds {
-		if i == 0 && len(p.rounds) > 1 {
-			continue
-		}
-		if least == 0 || l.fixed < least {
-			least = l.fixed
-		}
+	later := p.rounds[min(1, max(0, len(p.rounds)-1)):]
+	if len(later) == 0 {
+		return 0
 	}
-	return least
+	return slices.MinFunc(later, func(a, b lap) int { return cmp.Compare(a.fixed, b.fixed) }).fixed
 }
 
-// pause predicts how long a last round over so many bytes keeps the writers at rest.
+// pause predicts how long a last round over so many bytes keeps the writers at
+// rest: forever, where it is not known how long anything takes.
 func (p *pace) pause(left int64) time.Duration {
 	out, least := p.out(), p.rest+p.fixed()
-	if out == 0 || left == 0 {
+	switch {
+	case left == 0:
 		return least
+	case out == 0:
+		return forever
 	}
-	return least + time.Duration(float64(left)/out*float64(time.Second))
+	work := float64(left) / out * float64(time.Second)
+	return min(forever, least+time.Duration(min(work, float64(forever/2))))
 }
 
 // more predicts how many further rounds it takes until the rest fits, -1 if it
@@ -131,18 +141,23 @@ func (p *pace) more() int {
 	switch {
 	case p.pause(int64(left)) <= p.budget:
 		return 0
-	case room <= 0 || out == 0 || ratio >= 1:
+	case room <= 0:
+		return -1
+	case out == 0:
+		return 1 // that will tell
+	case ratio >= 1:
 		return -1
 	}
 	return int(math.Ceil(math.Log(room*out/left) / math.Log(ratio)))
 }
 
 // ConvergenceError says that the rounds of a live sync do not get small enough
-// for the pause that is allowed. The writers were not paused; what is dirty is
-// still in the tracker.
+// for the pause that is allowed. The writers go on; what is dirty is still in the
+// tracker.
 type ConvergenceError struct {
 	Volume string
 	Rounds int
+	Tries  int           // how often the writers were paused in vain
 	Left   int64         // bytes that are dirty again after the last round
 	In     float64       // bytes a second that the writers make dirty
 	Out    float64       // bytes a second that rounds get through
@@ -152,8 +167,19 @@ type ConvergenceError struct {
 
 // Error tells how fast the volume is written and copied, and the pause it would take.
 func (e *ConvergenceError) Error() string {
-	return fmt.Sprintf("%s is written faster than it is copied: %s are dirty again after %d rounds, with %s/s dirtied and %s/s copied; the pause would take %v, allowed are %v",
-		e.Volume, sizeWords(e.Left), e.Rounds, sizeWords(int64(e.In)), sizeWords(int64(e.Out)), e.Pause.Round(time.Millisecond), e.Budget)
+	s := fmt.Sprintf("the rounds of %s do not get small enough: %s are dirty again after %d rounds, with %s/s dirtied and %s/s copied; the pause would take %s, allowed are %v",
+		e.Volume, sizeWords(e.Left), e.Rounds, sizeWords(int64(e.In)), sizeWords(int64(e.Out)), pauseWords(e.Pause), e.Budget)
+	if e.Tries > 0 {
+		s += fmt.Sprintf("; pauses that were broken off, for they were going to take too long: %d", e.Tries)
+	}
+	return s
+}
+
+func pauseWords(d time.Duration) string {
+	if d == forever {
+		return "nobody knows how long"
+	}
+	return d.Round(time.Millisecond).String()
 }
 
 // Next says what can be done about it.

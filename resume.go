@@ -15,7 +15,9 @@ import (
 func (s *source) takeUp() error {
 	s.facts.basis = s.basis()
 	info := &s.facts.info
-	if s.resume == resumeNot {
+	if s.resume == resumeNot || s.live != nil {
+		// Of a source that is written nothing that was found equal is so for long, and
+		// its tracker may hold again what it held then. Only the undo log is gone on with.
 		return nil
 	}
 	why := ""

@@ -26,7 +26,7 @@ type source struct {
 	peer    *kept             // the target's kept tree, where it lies with the source
 	dirty   *cbt.Map
 	near    bool  // the target is in this process
-	live    *live // nil: nobody writes the source meanwhile
+	live    *live // nil: nobody writes the source, or is to
 	resume  uint8
 	medium  bool // the target compares with its medium
 	// peerDirty is the target's map, where the caller has it and no tree of it.
@@ -90,6 +90,9 @@ func (s *source) run(ctx context.Context) (*Report, error) {
 	}
 	l, g, ctx := attend(ctx, s.links[0])
 	s.lines = l
+	if s.live != nil {
+		s.live.fail = l.cancel
+	}
 	for i, c := range s.links {
 		l.keep(ctx, g, c, func(f *transport.Frame) (bool, error) {
 			defer f.Release()
@@ -127,7 +130,7 @@ func (s *source) run(ctx context.Context) (*Report, error) {
 func (s *source) drive(ctx context.Context) error {
 	in := intent{writes: s.mode == modeSync && !s.o.DryRun}
 	in.check = in.writes && (s.o.Verify == VerifyFull || s.o.Seal != 0)
-	in.live = s.live != nil
+	in.live = s.live.rounds()
 	st, ev := stateIdle, evStart
 	for {
 		next, eff, err := step(st, ev, in)

@@ -94,6 +94,10 @@ func (s *source) learn(ctx context.Context, allocated bool) error {
 		}
 		theirs.mapped, theirs.dirty, theirs.epoch = true, cbt.Union(theirs.dirty, m.Extents()), m.Epoch
 	}
+	if s.live != nil && s.dirty == nil && theirs.tree == nil {
+		// A map of the target alone is all that differs if nobody wrote the source.
+		theirs.mapped, theirs.dirty = false, nil
+	}
 	s.facts.theirs = theirs
 	s.facts.key = sessionKey(s.session, s.share, s.facts.info.Share)
 	return s.fit()
@@ -223,7 +227,7 @@ func (s *source) agree(ctx context.Context) error {
 		s.o.Events.Plan(d.Plan)
 	}
 	if s.live != nil {
-		s.live.bytes = d.Candidates
+		s.live.plans(d.candidates, s.unknown())
 	}
 	c := s.comparison(d)
 	if s.mode == modeDigest {
@@ -256,6 +260,15 @@ func (s *source) agree(ctx context.Context) error {
 	return nil
 }
 
+// unknown is where the sides may differ as far as what they have allocated tells:
+// nowhere else of what is compared, and of a map everywhere.
+func (s *source) unknown() []cbt.Extent {
+	if s.facts.mine.sparse && s.facts.theirs.sparse {
+		return s.facts.held
+	}
+	return wholeOf(s.facts.mineSize)
+}
+
 func (s *source) decide() (decision, error) {
 	if s.mode == modeDigest {
 		return planDigest(s.facts.mine, s.facts.theirs, s.o), nil
@@ -270,9 +283,7 @@ func (s *source) decide() (decision, error) {
 		spent: s.facts.info.Spent, doubt: s.doubt(), repair: s.medium,
 	})
 	d = d.from(s.facts.from, s.unwatched())
-	if s.live != nil && s.live.doubt != "" {
-		d.Reason += "; the tracker of the source: " + s.live.doubt
-	}
+	d.Reason += s.live.words()
 	if err == nil && s.vol == nil && d.source != fromTree {
 		return d, usagef("%s is a digest: rung %v needs a volume", s.name, d.Rung)
 	}

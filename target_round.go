@@ -15,6 +15,9 @@ func (t *target) another() error {
 	switch {
 	case t.asked != nil:
 		return protocolf("a round of a source that was not asked for any")
+	case t.plan.Resume > 0:
+		// What the session before found equal may have been written since.
+		return protocolf("a round of a session that was resumed at %d", t.plan.Resume)
 	case t.pass.Digest != 0:
 		return protocolf("a round with digest %d", t.pass.Digest)
 	}
