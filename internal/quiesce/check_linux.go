@@ -31,6 +31,13 @@ func (p Plan) Check() error {
 // open opens the root of the file system that is to be frozen, and checks it on
 // the open file, so that nothing else is frozen by that name; nil without Mount.
 func (p Plan) open(h host) (*os.File, error) {
+	if p.OnQuiesce != "" {
+		f, err := openCache(p.Device)
+		if err != nil {
+			return nil, p.refuse("name the device that the commands are for", "what its writers leave in memory cannot be written out: %v", err)
+		}
+		f.Close()
+	}
 	if p.Mount == "" {
 		return nil, nil
 	}

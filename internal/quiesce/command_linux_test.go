@@ -22,8 +22,145 @@ import (
 func commands(t *testing.T, quiesce, resume string) (p Plan, log string) {
 	t.Helper()
 	log = filepath.Join(t.TempDir(), "log")
-	return Plan{Device: "/dev/v", Env: []string{"LOG=" + log}, Timeout: patience, Limit: patience,
+	return Plan{Device: volumeFile(t), Env: []string{"LOG=" + log}, Timeout: patience, Limit: patience,
 		OnQuiesce: "echo quiesce >>$LOG; " + quiesce, OnResume: "echo resume >>$LOG; " + resume}, log
+}
+
+// volumeFile stands for a device where nothing of it matters.
+func volumeFile(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "v")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// loopOver puts a loop device over a file or a device.
+func loopOver(t *testing.T, backing string) string {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root (CAP_SYS_ADMIN) to set up loop devices")
+	}
+	out, err := exec.Command("losetup", "--find", "--show", backing).Output()
+	if err != nil {
+		t.Skipf("needs a loop device: %v", err)
+	}
+	device := strings.TrimSpace(string(out))
+	t.Cleanup(func() { run(t, "losetup", "--detach", device) })
+	return device
+}
+
+// TestCommandsLeaveNothing: what a command, or an application that it stops, has
+// written through the page cache of the device lies on the medium when the writers
+// rest, also while others have the device open, and where it was written by way of
+// a device on it.
+func TestCommandsLeaveNothing(t *testing.T) {
+	image := volumeFile(t)
+	if err := os.Truncate(image, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	device := loopOver(t, image)
+	upper := loopOver(t, device)
+	for i, path := range []string{device, upper} {
+		others, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer others.Close()
+		last := fmt.Sprintf("last words %d", i)
+		p := Plan{Device: device, Timeout: patience, Limit: patience, OnQuiesce: fmt.Sprintf("printf '%s' | dd of=%s bs=4096 seek=%d conv=notrunc", last, path, 10+i)}
+		begin(t, p)
+		got := make([]byte, len(last))
+		f, err := os.Open(image)
+		if err == nil {
+			_, err = f.ReadAt(got, int64(10+i)*4096)
+			f.Close()
+		}
+		if err != nil || string(got) != last {
+			t.Errorf("by way of %s: %q on the medium, %v; want %q", path, got, err, last)
+		}
+	}
+}
+
+// TestCommandsWithoutDevice: it is refused before anybody is stopped.
+func TestCommandsWithoutDevice(t *testing.T) {
+	p, log := commands(t, "", "")
+	p.Device = "/nonexistent"
+	var refused *RefusedError
+	if err := p.Check(); !errors.As(err, &refused) {
+		t.Errorf("check: %v", err)
+	}
+	if _, err := p.Begin(t.Context()); !errors.As(err, &refused) || read(t, log) != "" {
+		t.Errorf("begin: %v; the commands were %q", err, read(t, log))
+	}
+}
+
+// TestWriteOutLate: the time for it is bounded like that of a command.
+func TestWriteOutLate(t *testing.T) {
+	p := pause{plan: Plan{Timeout: patience, Limit: shortTime}, tell: func(word) {}, word: word{Begun: now()}}
+	block, began := make(chan struct{}), now()
+	defer close(block)
+	err := p.out("v", nil, func() error { <-block; return nil })
+	if took := now() - began; err == nil || !strings.Contains(err.Error(), "write out v: not done within") || took > patience/2 || p.word.Step != stepQuiescing {
+		t.Errorf("%v after %v, %+v", err, took, p.word)
+	}
+}
+
+// TestOutOfMemory: who ends the pause is not killed for its memory; the commands
+// are as others.
+func TestOutOfMemory(t *testing.T) {
+	ours := strings.TrimSpace(read(t, "/proc/self/oom_score_adj"))
+	if ours == unkillable {
+		t.Skip("needs a process that memory can be taken from")
+	}
+	if err := exec.Command("/bin/sh", "-c", "echo -1000 >/proc/self/oom_score_adj").Run(); err != nil {
+		t.Skip("needs CAP_SYS_RESOURCE")
+	}
+	p, log := commands(t, "cat /proc/self/oom_score_adj >>$LOG", "cat /proc/self/oom_score_adj >>$LOG")
+	want := "quiesce\n" + ours + "\nresume\n" + ours + "\n"
+	for _, killed := range []bool{false, true} {
+		h := begin(t, p)
+		for what, pid := range map[string]int{"holder": h.cmd.Process.Pid, "guard": h.guard(t)} {
+			if got := strings.TrimSpace(read(t, fmt.Sprintf("/proc/%d/oom_score_adj", pid))); got != unkillable {
+				t.Errorf("the %s has %s", what, got)
+			}
+		}
+		if killed { // the guard has the commands of the one that it follows
+			kill(t, h.cmd.Process.Pid, syscall.SIGKILL)
+			<-h.Ended()
+		}
+		if _, err := h.End(); (err != nil) != killed {
+			t.Errorf("end: %v", err)
+		}
+		if got := read(t, log); got != want {
+			t.Errorf("killed %t: the commands have\n%s\nwant\n%s", killed, got, want)
+		}
+		if err := os.Remove(log); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestCommandsAreNotSpared: they get back what their caller had, from who has
+// taken over, too. A higher value needs no right, so this runs for everybody.
+func TestCommandsAreNotSpared(t *testing.T) {
+	plan, log := commands(t, "cat /proc/self/oom_score_adj >>$LOG", "cat /proc/self/oom_score_adj >>$LOG")
+	b, err := json.Marshal(word{Step: stepStarting, Spared: "777"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := pause{plan: plan, tell: func(word) {}}
+	if err := json.Unmarshal(b, &p.word); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.begin(nil); err != nil {
+		t.Errorf("begin: %v", err)
+	}
+	p.takeOver("the test says so")
+	if got := read(t, log); got != "quiesce\n777\nresume\n777\n" {
+		t.Errorf("the commands have\n%s", got)
+	}
 }
 
 func TestCommandsOnly(t *testing.T) {
@@ -36,19 +173,23 @@ func TestCommandsOnly(t *testing.T) {
 	}
 	before := now()
 	h := begin(t, p)
-	if got, want := read(t, log), "quiesce\nquiesce of /dev/v on ()\n"; got != want {
+	if got, want := read(t, log), "quiesce\nquiesce of "+p.Device+" on ()\n"; got != want {
 		t.Errorf("while it rests the commands said:\n%s\nwant\n%s", got, want)
 	}
 	rests := now()
+	begun := now() - time.Since(h.Begun())
 	pause, err := h.End()
 	if err != nil {
 		t.Fatalf("end: %v", err)
 	}
-	if got, want := read(t, log), "quiesce\nquiesce of /dev/v on ()\nresume\nresume\n"; got != want {
+	if got, want := read(t, log), "quiesce\nquiesce of "+p.Device+" on ()\nresume\nresume\n"; got != want {
 		t.Errorf("the commands said:\n%s\nwant\n%s", got, want)
 	}
 	if pause.Begun <= before || pause.Begun >= rests || pause.Ended <= rests || pause.Frozen != 0 {
 		t.Errorf("%+v, from %v, at rest at %v", pause, before, rests)
+	}
+	if off := begun - pause.Begun; off.Abs() > 100*time.Millisecond {
+		t.Errorf("begun is %v off", off)
 	}
 }
 

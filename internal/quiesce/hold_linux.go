@@ -21,6 +21,7 @@ type Hold struct {
 	stuck  chan struct{}
 	ended  chan struct{}
 	exited chan struct{}
+	begun  time.Time // when writes may have begun to wait; from rests on
 
 	asked, stuckOnce sync.Once
 }
@@ -165,6 +166,7 @@ func (h *Hold) note(w word, late *time.Timer) {
 		late.Reset(w.Within + 2*slack)
 	}
 	if w.Step == stepResting {
+		h.begun = time.Now().Add(w.Begun - now())
 		close(h.rests) // said once
 	}
 	if w.Stuck {
@@ -176,6 +178,9 @@ func (h *Hold) note(w word, late *time.Timer) {
 func (h *Hold) ask() {
 	h.asked.Do(func() { _ = h.wants.Close() }) // it is closed already where the holder is gone
 }
+
+// Begun is when the first write may have begun to wait, see [Pause].
+func (h *Hold) Begun() time.Time { return h.begun }
 
 // Ended is closed when the pause has ended, also by itself: what is read from
 // then on is of different moments.

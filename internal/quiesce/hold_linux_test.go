@@ -284,7 +284,7 @@ func TestStuck(t *testing.T) {
 
 func TestCancelled(t *testing.T) {
 	log := filepath.Join(t.TempDir(), "log")
-	p := Plan{Device: "v", OnQuiesce: "echo quiesce >>" + log + "; sleep 60", OnResume: "echo resume >>" + log}
+	p := Plan{Device: volumeFile(t), OnQuiesce: "echo quiesce >>" + log + "; sleep 60", OnResume: "echo resume >>" + log}
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() {
 		defer cancel()

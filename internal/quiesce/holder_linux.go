@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -23,9 +24,10 @@ import (
 // gone, when Limit has passed, on a signal, and when its guard is gone. The
 // guard does nothing until the holder is gone, or says nothing for longer than it
 // said it would; then it finishes. When both are gone the parent does. Each has
-// the root of the file system open and is not swapped out; holder and guard are
-// in sessions of their own and under names of their own, so that what is meant
-// for the parent does not reach them. Only the one who is last need live.
+// the root of the file system open; holder and guard are not swapped out nor
+// killed for their memory, and are in sessions of their own and under names of
+// their own, so that what is meant for the parent does not reach them. Only the
+// one who is last need live.
 
 // Names of the processes, and the word that makes a guard.
 const (
@@ -59,7 +61,7 @@ func Serve(role string, stdin io.Reader, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
-	p := pause{plan: plan, word: word{Step: stepStarting}}
+	p := pause{plan: plan, word: word{Step: stepStarting, Spared: spared()}}
 	if plan.Mount != "" {
 		p.mount = os.NewFile(mountFD, plan.Mount)
 		unix.CloseOnExec(mountFD)
@@ -71,6 +73,25 @@ func Serve(role string, stdin io.Reader, stdout io.Writer) error {
 	}
 	rename(holderName)
 	return hold(&p, in, stdout, signals)
+}
+
+// unkillable is the oom_score_adj of a process that memory is never taken from.
+const unkillable = "-1000"
+
+// spared has the kernel look elsewhere when it runs out of memory: who ends the
+// pause must not be killed for it. It returns what the process had before, for
+// the commands; "" if nothing was changed, as without CAP_SYS_RESOURCE.
+func spared() string {
+	b, err := os.ReadFile("/proc/self/oom_score_adj")
+	was := strings.TrimSpace(string(b))
+	if err != nil || was == unkillable || spare("self", unkillable) != nil {
+		return ""
+	}
+	return was
+}
+
+func spare(process, adjustment string) error {
+	return os.WriteFile("/proc/"+process+"/oom_score_adj", []byte(adjustment), 0)
 }
 
 // rename gives the process a name that killing ours by name does not match.

@@ -1,6 +1,7 @@
 package quiesce
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -137,6 +138,46 @@ func (h host) partitions(n devno) []devno {
 		list = append(list, h.devnos(filepath.Join(filepath.Dir(file), "dev"))...)
 	}
 	return list
+}
+
+// writeOut writes out all in which writes to a device may be held back: what lies
+// on it, the disk that it is a partition of, and, for these may write to it, the
+// device itself last. Each has a page cache of its own.
+func (h host) writeOut(device *os.File) error {
+	var all error
+	if n, ok := blockDevice(device.Name()); ok {
+		others := h.above(n)
+		if dir := h.dir(n); h.attr(dir, "partition") != "" {
+			for _, disk := range h.devnos(filepath.Join(filepath.Dir(dir), "dev")) {
+				others[disk] = true
+			}
+		}
+		delete(others, n)
+		for m := range others {
+			all = errors.Join(all, h.writeOutOther(m))
+		}
+	}
+	return errors.Join(all, device.Sync())
+}
+
+// writeOutOther passes over what has no node in /dev, for nobody writes it by that
+// way, and what cannot be opened any more.
+func (h host) writeOutOther(n devno) error {
+	path := filepath.Join("/dev", strings.ReplaceAll(h.name(n), "!", "/"))
+	if on, ok := blockDevice(path); !ok || on != n {
+		return nil
+	}
+	f, err := openCache(path)
+	if err != nil {
+		return nil
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// openCache does not open for writing: that is not needed to write out a cache,
+// and its end would have others look for a new content.
+func openCache(path string) (*os.File, error) {
+	return os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 }
 
 // blockDevice is the number of the block device at path, if it is one.

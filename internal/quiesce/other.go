@@ -5,6 +5,7 @@ package quiesce
 import (
 	"context"
 	"io"
+	"time"
 )
 
 // Hold is a pause that has begun; there is none on this system.
@@ -18,6 +19,9 @@ func (p Plan) Outside(...string) error { return ErrUnsupported }
 
 // Begin returns [ErrUnsupported].
 func (p Plan) Begin(context.Context) (*Hold, error) { return nil, ErrUnsupported }
+
+// Begun is never.
+func (h *Hold) Begun() time.Time { return time.Time{} }
 
 // Ended never happens.
 func (h *Hold) Ended() <-chan struct{} { return nil }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -54,7 +55,8 @@ func now() time.Duration {
 //
 //  1. what is not written out is, while writes go on, so that the pause need not
 //  2. OnQuiesce; from here on writes may wait, and Limit runs
-//  3. once more, if there was a command: what was written meanwhile
+//  3. once more, if there was a command: what was written meanwhile, by way of
+//     the file system or of the device
 //  4. the file system is frozen; its last buffers are written out by that
 //
 // A process that is killed between any two leaves its guard to finish.
@@ -63,13 +65,7 @@ func (p *pause) begin(stop <-chan struct{}) error {
 		return err
 	}
 	if p.plan.OnQuiesce != "" {
-		p.word.Begun = now()
-		limit := p.left()
-		p.say(stepQuiescing, limit+3*grace)
-		if err := p.plan.command(stepQuiescing, p.plan.OnQuiesce, limit, stop, p.group); err != nil {
-			return err
-		}
-		if err := p.sync(stop); err != nil {
+		if err := p.stopped(stop); err != nil {
 			return err
 		}
 	}
@@ -82,8 +78,33 @@ func (p *pause) begin(stop <-chan struct{}) error {
 	return p.freeze()
 }
 
-// group tells the process group of the command that runs.
+// stopped has OnQuiesce stop the writers, and what they have written lie on the
+// device. When an application closes a device that others have open, as who copies
+// it has, the kernel does not write out its page cache: that is done here.
+func (p *pause) stopped(stop <-chan struct{}) error {
+	device, err := openCache(p.plan.Device)
+	if err != nil {
+		return fmt.Errorf("write out %s: %w", p.plan.Device, err)
+	}
+	defer device.Close()
+	p.word.Begun = now()
+	limit := p.left()
+	p.say(stepQuiescing, limit+3*grace)
+	if err := p.plan.command(stepQuiescing, p.plan.OnQuiesce, limit, stop, p.group); err != nil {
+		return err
+	}
+	if err := p.sync(stop); err != nil {
+		return err
+	}
+	return p.out(p.plan.Device, stop, func() error { return thisHost.writeOut(device) })
+}
+
+// group tells the process group of the command that runs, before it does anything.
+// What is ours alone is that memory is not taken from us.
 func (p *pause) group(pid int) {
+	if p.word.Spared != "" {
+		_ = spare(strconv.Itoa(pid), p.word.Spared) // it may have been killed
+	}
 	p.word.Group = pid
 	p.tell(p.word)
 }
@@ -105,31 +126,36 @@ func gone(c <-chan struct{}) bool {
 	}
 }
 
-// sync writes out what the file system has not. The kernel cannot be called
-// back from it, but nothing needs to be undone: it is left behind.
+// sync writes out what the file system has not.
 func (p *pause) sync(stop <-chan struct{}) error {
 	if p.mount == nil {
 		return nil
 	}
+	return p.out(p.plan.Mount, stop, func() error { return unix.Syncfs(int(p.mount.Fd())) })
+}
+
+// out writes something out. The kernel cannot be called back from it, but nothing
+// needs to be undone: it is left behind.
+func (p *pause) out(what string, stop <-chan struct{}, write func() error) error {
 	limit, at := p.left(), stepSyncing
 	if p.word.Begun != 0 {
 		at = stepQuiescing // OnResume is owed
 	}
 	p.say(at, limit+grace)
 	done := make(chan error, 1)
-	go func() { done <- unix.Syncfs(int(p.mount.Fd())) }()
+	go func() { done <- write() }()
 	late := time.NewTimer(limit)
 	defer late.Stop()
 	select {
 	case err := <-done:
 		if err != nil {
-			return fmt.Errorf("write out %s: %w", p.plan.Mount, err)
+			return fmt.Errorf("write out %s: %w", what, err)
 		}
 		return nil
 	case <-late.C:
-		return fmt.Errorf("write out %s: not done within %v: look at the load on its device", p.plan.Mount, limit)
+		return fmt.Errorf("write out %s: not done within %v: look at the load on its device", what, limit)
 	case <-stop:
-		return fmt.Errorf("write out %s: not wanted any more", p.plan.Mount)
+		return fmt.Errorf("write out %s: not wanted any more", what)
 	}
 }
 

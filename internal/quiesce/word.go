@@ -40,6 +40,7 @@ type word struct {
 	Stuck  bool          `json:"stuck,omitempty"`  // the kernel does not come back from this step; it goes on when that does
 	Group  int           `json:"group,omitempty"`  // process group of the command that runs
 	Holder int           `json:"holder,omitempty"` // process that makes the pause
+	Spared string        `json:"spared,omitempty"` // oom_score_adj that the commands get back; "": as it is
 
 	// Readings of the monotonic clock; 0: not yet.
 	Begun  time.Duration `json:"begun,omitempty"`
