@@ -21,9 +21,10 @@ database under load, a primary that is cut off with writes that never reached
 the backup, work at the backup, and the way home with failback sync. Every
 step is the command a person would type.
 
-As root the volumes are ext4 on loop devices; otherwise, and with --plain, they
-are plain files that hold an archive and a log of the demo's own. Everything it
-makes is gone afterwards, also after Ctrl-C.
+As root the volumes are ext4 on loop devices, and where the kernel can track
+(failback track check) the application works during the way home; otherwise,
+and with --plain, they are plain files that hold an archive and a log of the
+demo's own. Everything it makes is gone afterwards, also after Ctrl-C.
 
 Exit codes: 0 the result is proven, 2 usage, 3 failed or not proven.`,
 		Example: `  sudo failback demo

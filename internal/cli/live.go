@@ -29,6 +29,8 @@ type liveFlags struct {
 	pause, limit, step  time.Duration
 	freeze              string
 	onQuiesce, onResume string
+	bpffs               string
+	limited             func() bool // the limit was given
 }
 
 func (l *liveFlags) add(c *cobra.Command) {
@@ -42,15 +44,17 @@ func (l *liveFlags) add(c *cobra.Command) {
 	f.DurationVar(&l.step, "quiesce-timeout", 30*time.Second, "with --live: how long a freeze, a thaw or a command may take")
 	f.BoolVar(&l.keep, "keep-tracking", false, "with --live: leave the tracker on that was started for this sync; the next one looks only at what was written since")
 	f.BoolVar(&l.trust, "trust-tracker", false, "with --live: what the tracker of SOURCE holds is all in which TARGET differs, though no sync of the two says so")
-	f.BoolVar(&l.still, "or-at-rest", false, "with --live: where SOURCE cannot be tracked, sync it while its writers rest all the time; give a --pause-limit that is long enough")
+	f.BoolVar(&l.still, "or-at-rest", false, "with --live: where SOURCE cannot be tracked, sync it while its writers rest all the time; takes a --pause-limit that is long enough for all of it")
+	f.StringVar(&l.bpffs, "bpffs", "", "with --live: `DIR` where the kernel's pins are (default /sys/fs/bpf; mounted if it is not)")
+	l.limited = func() bool { return f.Changed("pause-limit") }
 }
 
 // check says what does not go together.
 func (l *liveFlags) check(s *syncFlags, source dial.Address) error {
-	given := l.freeze != "" || l.onQuiesce != "" || l.onResume != "" || l.keep || l.still || l.trust
+	given := l.freeze != "" || l.onQuiesce != "" || l.onResume != "" || l.keep || l.still || l.trust || l.bpffs != ""
 	switch {
 	case !l.on && given:
-		return usagef("--freeze, --on-quiesce, --on-resume, --keep-tracking, --trust-tracker and --or-at-rest go with --live")
+		return usagef("--freeze, --on-quiesce, --on-resume, --keep-tracking, --trust-tracker, --or-at-rest and --bpffs go with --live")
 	case !l.on:
 		return nil
 	case !source.Local():
@@ -59,6 +63,8 @@ func (l *liveFlags) check(s *syncFlags, source dial.Address) error {
 		return usagef("--live: say how the writers of SOURCE are brought to rest for the last round: --freeze MOUNTPOINT, --on-quiesce COMMAND, or both")
 	case l.pause <= 0 || l.limit < l.pause || l.step <= 0:
 		return usagef("--pause %v, --pause-limit %v, --quiesce-timeout %v: more than 0, and the limit not below the pause", l.pause, l.limit, l.step)
+	case l.still && !l.limited():
+		return usagef("--or-at-rest: the writers may rest for all of the sync: say with --pause-limit how long they may, and it ends")
 	case len(s.dirty) > 0 || len(s.targetDirty) > 0 || s.sourceTree != "" || s.targetTree != "":
 		return usagef("--live: the tracker says what was written; no map and no tree is true of a volume that is being written")
 	}
@@ -71,8 +77,9 @@ type liveSync struct {
 	flags   *liveFlags
 	device  string
 	plan    quiesce.Plan
-	tracker *ebpf.Tracker // nil: it cannot be tracked
-	started bool          // for this sync
+	tracker *ebpf.Tracker // nil: it cannot be tracked, and untold says why
+	untold  string
+	started bool // for this sync
 	point   *pointFile
 }
 
@@ -97,11 +104,7 @@ func (l *liveFlags) begin(ctx context.Context, u *ui, s *syncFlags, src, dst *si
 	if v.point, err = newPoint(&s.fall.place, src.disk, dst.arg); err != nil {
 		return nil, err
 	}
-	v.tracker, err = ebpf.Open(src.arg, ebpf.Options{})
-	if errors.Is(err, ebpf.ErrNotTracked) || errors.Is(err, fs.ErrNotExist) {
-		v.started = true
-		v.tracker, err = ebpf.Start(ctx, src.arg, ebpf.Options{})
-	}
+	err = v.track(ctx)
 	switch {
 	case err == nil && v.started && l.trust:
 		_, err := v.tracker.Stop()
@@ -109,13 +112,66 @@ func (l *liveFlags) begin(ctx context.Context, u *ui, s *syncFlags, src, dst *si
 			Next: "leave --trust-tracker out: both sides will be compared"})
 	case err == nil:
 		return v, nil
-	case l.still && ctx.Err() == nil:
-		u.note(fmt.Sprintf("%s cannot be tracked (%v): its writers rest all the time", src.arg, err))
-		v.tracker = nil
+	case l.still && untrackable(err) && ctx.Err() == nil:
+		v.untold = fmt.Sprintf("%s cannot be tracked (%v)", src.arg, err)
+		u.note(v.untold + ": its writers rest all the time")
 		return v, nil
 	}
-	return nil, &failback.RefusedError{Volume: src.arg, Reason: fmt.Sprintf("it cannot be tracked: %v", err),
-		Next: "see failback track check; or sync it while its writers rest all the time (--or-at-rest)"}
+	return nil, l.refuse(src.arg, err)
+}
+
+// track opens the tracker of the source, or starts one. Without an error v.tracker
+// is there, else it is nil.
+func (v *liveSync) track(ctx context.Context) error {
+	o := ebpf.Options{FS: v.flags.bpffs}
+	t, err := ebpf.Open(v.device, o)
+	if errors.Is(err, ebpf.ErrNotTracked) || errors.Is(err, fs.ErrNotExist) {
+		v.started = true
+		t, err = ebpf.Start(ctx, v.device, o)
+	}
+	if err != nil {
+		return err
+	}
+	if v.started && v.flags.still {
+		// It is seen now that its tracker will vouch for nothing: later is too late.
+		st, err := t.Status()
+		if err == nil && !st.Drained && !st.Reading {
+			err = errUndrained
+		}
+		if err != nil {
+			_, stopped := t.Stop()
+			return errors.Join(err, stopped)
+		}
+	}
+	v.tracker = t
+	return nil
+}
+
+var errUndrained = errors.New("writes that were under way when tracking began did not end, or nobody counts them")
+
+// untrackable reports whether an error of [liveSync.track] is about the device or
+// this machine. That somebody else has the tracker is neither: another sync of the
+// same source runs, and this one must not stop its writers.
+func untrackable(err error) bool {
+	var refused *ebpf.RefusedError
+	switch {
+	case errors.Is(err, ebpf.ErrOpen), errors.Is(err, ebpf.ErrTracked):
+		return false
+	}
+	return errors.As(err, &refused) || errors.Is(err, ebpf.ErrUnsupported) || errors.Is(err, errUndrained) || errors.Is(err, fs.ErrPermission)
+}
+
+// refuse says why there is no live sync.
+func (l *liveFlags) refuse(source string, err error) error {
+	refused := &failback.RefusedError{Volume: source, Reason: fmt.Sprintf("it cannot be tracked: %v", err), Next: "see failback track check"}
+	switch {
+	case errors.Is(err, ebpf.ErrOpen), errors.Is(err, ebpf.ErrTracked):
+		refused.Reason = fmt.Sprintf("another live sync of it, or a track command, is running (%v)", err)
+		refused.Next = "let that end, then run this again"
+	case untrackable(err) && !l.still:
+		refused.Next += "; or sync it while its writers rest all the time (--or-at-rest)"
+	}
+	return refused
 }
 
 // written is what this process writes during the pause.
@@ -137,11 +193,8 @@ func (v *liveSync) written(s *syncFlags, dst *side) []string {
 
 // sync runs the session.
 func (v *liveSync) sync(ctx context.Context, src, dst *side, o failback.Options) (*failback.Report, error) {
-	if v.tracker == nil {
-		return v.atRest(ctx, src, dst, o)
-	}
 	o.Live = &failback.Live{
-		Tracker: patient{v.tracker, v.u}, Pause: v.flags.pause, Round: v.round,
+		Pause: v.flags.pause, Round: v.round,
 		Quiesce: func(ctx context.Context) (interface {
 			Held() error
 			Release() (time.Duration, error)
@@ -150,16 +203,22 @@ func (v *liveSync) sync(ctx context.Context, src, dst *side, o failback.Options)
 			if err != nil {
 				return nil, err
 			}
-			return held{h}, nil
+			return &held{Hold: h}, nil
 		},
 	}
+	if v.tracker == nil {
+		return v.atRest(ctx, src, dst, o)
+	}
+	o.Live.Tracker = patient{v.tracker, v.u}
 	if v.point.load(o.Live); v.flags.trust {
 		o.Live.Since, o.Live.After, o.Live.Left = v.tracker.Trust().Since, [16]byte{}, ""
 	}
 	o.Live.Sealed = func() error { return v.point.save(o.Live) }
 	if v.flags.freeze != "" {
 		o.Live.Rest = freezeTime
-		o.Live.Flush = func(context.Context) error { return syncFS(v.flags.freeze) }
+		o.Live.Flush = func(ctx context.Context) error {
+			return abandon(ctx, func() error { return syncFS(v.flags.freeze) })
+		}
 	}
 	return failback.Sync(ctx, src.Side, dst.Side, o)
 }
@@ -167,6 +226,19 @@ func (v *liveSync) sync(ctx context.Context, src, dst *side, o failback.Options)
 // freezeTime is what freezing and thawing an idle file system takes: Linux waits
 // for all of its processors, three times.
 const freezeTime = 60 * time.Millisecond
+
+// abandon does what the kernel cannot be called back from, and leaves it behind
+// when ctx ends: somebody else may have frozen the file system.
+func abandon(ctx context.Context, do func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- do() }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
 
 func syncFS(mount string) error {
 	f, err := os.Open(mount)
@@ -200,37 +272,36 @@ func (p patient) Rest(ctx context.Context) error {
 }
 
 // held is a pause, as a session sees it.
-type held struct{ *quiesce.Hold }
+type held struct {
+	*quiesce.Hold
+	told bool // that it was broken
+}
 
-func (h held) Held() error {
+func (h *held) Held() error {
 	select {
 	case <-h.Ended():
 		_, err := h.End()
+		h.told = err != nil
 		return err
 	default:
 		return nil
 	}
 }
 
-func (h held) Release() (time.Duration, error) {
+func (h *held) Release() (time.Duration, error) {
 	p, err := h.End()
+	if h.told { // an End returns the same as the one before it
+		err = nil
+	}
 	return p.Length(), err
 }
 
-// atRest syncs a source that cannot be tracked while nobody writes it.
+// atRest syncs a source that cannot be tracked: without a tracker its writers are
+// at rest from before the first look until both sides are equal, and once only.
 func (v *liveSync) atRest(ctx context.Context, src, dst *side, o failback.Options) (*failback.Report, error) {
 	o.RetryFor = 0
-	h, err := v.plan.Begin(ctx)
-	if err != nil {
-		return nil, err
-	}
-	report, err := failback.Sync(ctx, src.Side, dst.Side, o)
-	pause, ended := h.End()
-	if err != nil || ended != nil {
-		return nil, errors.Join(err, ended)
-	}
-	report.Live = &failback.LiveReport{Rounds: []failback.Round{}, PauseMS: float64(pause.Length()) / float64(time.Millisecond), Tries: 1}
-	return report, nil
+	o.Live.Untracked = v.untold
+	return failback.Sync(ctx, src.Side, dst.Side, o)
 }
 
 // end gives the tracker back, or ends it if it was started for this sync.
@@ -261,7 +332,9 @@ func (v *liveSync) round(r failback.Round) {
 		return
 	}
 	text := fmt.Sprintf("round %d: %s looked at, %s sent in %s; %s dirty again", r.Number, humanBytes(r.Bytes), humanBytes(r.Sent), seconds(r.Seconds), humanBytes(r.Left))
-	if r.Number > 1 {
+	if r.Number > 1 && r.PauseMS < 0 {
+		text += "; nothing tells yet how long the pause would take"
+	} else if r.Number > 1 {
 		text += fmt.Sprintf("; %s/s written, %s/s copied; the pause would take %s", humanBytes(int64(r.In)), humanBytes(int64(r.Out)), seconds(r.PauseMS/1e3))
 		switch {
 		case r.More > 0:

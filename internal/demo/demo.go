@@ -5,7 +5,7 @@
 //
 // Read it in this order: [Run] (the story), stage.go (what a volume, its
 // application and its database must do for the story), ext4.go and plain.go
-// (the two stages there are), files.go, sqlite.go and reclog.go (the content).
+// (the two stages there are), live.go (the way home while the application works), files.go, sqlite.go and reclog.go (the content).
 package demo
 
 import (
@@ -58,6 +58,16 @@ type Result struct {
 	WireBytes      int64   `json:"wire_bytes"` // both ways
 	Seconds        float64 `json:"seconds"`
 
+	// Of a way home while the application works; else 0.
+	Tracker          string  `json:"tracker"` // what recorded the writes to the backup: "kernel", "none"
+	Rounds           int     `json:"rounds"`
+	PauseMS          float64 `json:"pause_ms"` // that the application waited, and was predicted to
+	PredictedMS      float64 `json:"predicted_pause_ms"`
+	LiveTransactions int64   `json:"live_transactions"` // committed meanwhile
+	SwitchRung       string  `json:"switch_rung"`
+	SwitchBytes      int64   `json:"switch_bytes"`   // looked at after the application had stopped
+	SwitchSeconds    float64 `json:"switch_seconds"` // from then on
+
 	FullCopyWireBytes int64   `json:"full_copy_wire_bytes"`
 	FullCopySeconds   float64 `json:"full_copy_seconds"`
 
@@ -72,6 +82,9 @@ type play struct {
 	result  Result
 	synced  string // digest file of what both sides held when they were last equal
 	arrived int64  // last transaction both sides had
+	live    bool   // the backup is tracked
+	state   string // where failback keeps what it has to know, if so
+	app     application
 	cleanup []func(context.Context) error
 }
 
@@ -212,10 +225,14 @@ func (p *play) lose(ctx context.Context) error {
 }
 
 func (p *play) failover(ctx context.Context) error {
+	if err := p.tracker(ctx); err != nil {
+		return err
+	}
 	app, err := p.backup.start(ctx)
 	if err != nil {
 		return err
 	}
+	p.app = app
 	found, err := app.database().check(ctx)
 	if err != nil {
 		return fmt.Errorf("check the database at the backup: %w", err)
@@ -229,11 +246,15 @@ func (p *play) failover(ctx context.Context) error {
 		return err
 	}
 	p.result.LastTransaction = last
-	if err := p.backup.stop(ctx); err != nil {
-		return err
+	if !p.live {
+		if err := p.backup.stop(ctx); err != nil {
+			return err
+		}
 	}
 	p.say("Much of the content has been worked on there; the database is at transaction %d.", last)
-	p.say("The application stops for the way home.")
+	if !p.live {
+		p.say("The application stops for the way home.")
+	}
 	return nil
 }
 
@@ -262,18 +283,27 @@ func (p *play) tail(ctx context.Context) error {
 		return err
 	}
 	p.result.TailBytes = r.DivergentBytes
-	b, err := p.failback(ctx, 1, "diff", "--json", p.backup.path(), p.synced)
-	if err != nil {
-		return err
-	}
-	p.result.BackupBytes = b.DivergentBytes
 	p.say("The tail: %s in %d extents were written at the primary and reached nobody.", size(r.DivergentBytes), len(r.Extents))
-	p.say("At the backup %s have changed since both were equal.", size(b.DivergentBytes))
-	return nil
+	if p.live {
+		p.result.BackupBytes, err = p.recorded(ctx)
+	} else {
+		r, err = p.failback(ctx, 1, "diff", "--json", p.backup.path(), p.synced)
+		if err == nil {
+			p.result.BackupBytes = r.DivergentBytes
+		}
+	}
+	if err == nil {
+		p.say("At the backup %s have changed since both were equal.", size(p.result.BackupBytes))
+	}
+	return err
 }
 
 func (p *play) comeHome(ctx context.Context) error {
-	r, err := p.sync(ctx, p.backup.path(), p.primary.path())
+	home := func(ctx context.Context) (*report, error) { return p.sync(ctx, p.backup.path(), p.primary.path()) }
+	if p.live {
+		home = p.liveHome
+	}
+	r, err := home(ctx)
 	if err != nil {
 		return err
 	}

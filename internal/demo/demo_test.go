@@ -14,6 +14,15 @@ import (
 	"github.com/failback/failback/internal/demo"
 )
 
+// TestMain makes of the test binary the program with the hold command, which a
+// live sync starts.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == "hold" {
+		os.Exit(cli.Run(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+	}
+	os.Exit(m.Run())
+}
+
 func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return cli.Run(ctx, args, strings.NewReader(""), stdout, stderr)
 }
@@ -32,6 +41,17 @@ func needExt4(t *testing.T) {
 	if err := exec.Command("losetup", "--find").Run(); err != nil {
 		t.Skipf("needs a free loop device: %v", err)
 	}
+}
+
+// tracks reports whether this kernel can track.
+func tracks(t *testing.T) bool {
+	t.Helper()
+	var said bytes.Buffer
+	if command(t.Context(), []string{"track", "check"}, &said, &said) == 0 {
+		return true
+	}
+	t.Logf("no live way home: needs a kernel that can track:\n%s", said.String())
+	return false
 }
 
 // memoryDir is a directory whose files need no disk, where there is one: what
@@ -98,7 +118,23 @@ func TestDemoExt4(t *testing.T) {
 	if r.WireBytes >= r.FullCopyWireBytes {
 		t.Errorf("the way home put %d bytes on the link, a full copy %d", r.WireBytes, r.FullCopyWireBytes)
 	}
-	for _, text := range []string{"power cut", "e2fsck -fn finds nothing wrong", "failback sync --json /dev/loop", "full copy"} {
+	tracker, home := "none", "The application stops for the way home."
+	if tracks(t) {
+		tracker, home = "kernel", "failback sync --live --json"
+		if r.Rounds < 2 || r.PauseMS <= 0 || r.PredictedMS <= 0 || r.LiveTransactions == 0 || r.SwitchRung != "exact" || r.SwitchSeconds <= 0 {
+			t.Errorf("%+v", r)
+		}
+		var tracked bytes.Buffer
+		_, rest, _ := strings.Cut(story.String(), "failback track start ")
+		device, _, _ := strings.Cut(rest, " ")
+		if command(t.Context(), []string{"track", "status", device}, &tracked, &tracked) == 0 {
+			t.Errorf("%s is still tracked:\n%s", device, tracked.String())
+		}
+	}
+	if r.Tracker != tracker {
+		t.Errorf("the tracker is %q, want %q", r.Tracker, tracker)
+	}
+	for _, text := range []string{"Tracker: " + tracker, home, "power cut", "e2fsck -fn finds nothing wrong", "failback sync --json /dev/loop", "full copy"} {
 		if !strings.Contains(story.String(), text) {
 			t.Errorf("the story does not say %q:\n%s", text, story.String())
 		}
@@ -116,14 +152,18 @@ func TestDemoCleansUp(t *testing.T) {
 		"interrupted": func(cancel context.CancelFunc) int { cancel(); return 3 },
 		"failed":      func(context.CancelFunc) int { return 3 },
 	} {
-		for _, at := range []string{"sync", "diff"} {
+		commands := []string{"sync", "diff"}
+		if tracks(t) {
+			commands = append(commands, "track start", "sync --live")
+		}
+		for _, at := range commands {
 			t.Run(name+" at "+at, func(t *testing.T) {
 				dir := memoryDir(t)
 				ctx, cancel := context.WithCancel(t.Context())
 				defer cancel()
 				_, err := demo.Run(ctx, demo.Options{Dir: dir, Size: demo.MinSize, Out: io.Discard,
 					Command: func(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-						if args[0] == at {
+						if strings.HasPrefix(strings.Join(args, " "), at) {
 							return stop(cancel)
 						}
 						return command(ctx, args, stdout, stderr)

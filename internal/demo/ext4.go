@@ -80,6 +80,8 @@ func (p *play) attach(ctx context.Context, name string) (*ext4Volume, error) {
 
 func (v *ext4Volume) path() string { return v.dev }
 
+func (v *ext4Volume) mountPoint() string { return v.dir }
+
 func (v *ext4Volume) start(context.Context) (application, error) {
 	if err := unix.Mount(v.dev, v.dir, "ext4", 0, ""); err != nil {
 		return nil, fmt.Errorf("mount %s: %w", v.dev, err)

@@ -43,6 +43,15 @@ type report struct {
 	Extents []struct {
 		Offset int64 `json:"offset"`
 	} `json:"extents"`
+	CandidateBytes int64 `json:"candidate_bytes"`
+	Live           struct {
+		Rounds      []struct{} `json:"rounds"`
+		PauseMS     float64    `json:"pause_ms"`
+		PredictedMS float64    `json:"predicted_pause_ms"`
+	} `json:"live"`
+	Volumes []struct { // of track status
+		DirtyBytes int64 `json:"dirty_bytes"`
+	} `json:"volumes"`
 }
 
 func (r *report) wire() int64 { return r.WireBytesOut + r.WireBytesIn }
@@ -77,9 +86,14 @@ func (p *play) sync(ctx context.Context, from, to string) (*report, error) {
 	if err != nil {
 		return nil, err
 	}
+	p.told(r)
+	return r, nil
+}
+
+// told tells the figures of a sync.
+func (p *play) told(r *report) {
 	p.say("%s differed; %s went over the link (%s before compression), in %.2f s, written, read back and proven.",
 		size(r.DivergentBytes), size(r.wire()), size(r.RawBytes), r.Seconds.Total)
-	return r, nil
 }
 
 // figures is the end of the story.
@@ -92,8 +106,13 @@ func (p *play) figures(r *Result) {
 	row("on the link", size(r.WireBytes), size(r.FullCopyWireBytes))
 	row("seconds on this machine", fmt.Sprintf("%.2f", r.Seconds), fmt.Sprintf("%.2f", r.FullCopySeconds))
 	row("at 100 Mbit/s, computed", fmt.Sprintf("%.1f s", linkSeconds(r.WireBytes)), fmt.Sprintf("%.1f s", linkSeconds(r.FullCopyWireBytes)))
+	if r.Tracker == "kernel" {
+		row("the application waited", fmt.Sprintf("%.0f ms", r.PauseMS), "")
+		row("rounds", fmt.Sprintf("%d", r.Rounds), "")
+		row("from stop to equal", fmt.Sprintf("%.2f s", r.SwitchSeconds), "")
+	}
 	p.say("")
-	p.say("Written at the primary and lost to the backup: %s, %d transactions. Rung: %s.", size(r.TailBytes), r.TailTransactions, r.Rung)
+	p.say("Written at the primary and lost to the backup: %s, %d transactions. Rung: %s. Tracker: %s.", size(r.TailBytes), r.TailTransactions, r.Rung, r.Tracker)
 }
 
 // linkSeconds is how long n bytes take at 100 Mbit/s, and nothing else.
