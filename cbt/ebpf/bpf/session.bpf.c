@@ -34,7 +34,8 @@ struct place {
 	__u64 end;
 };
 
-/* Where a bio began: at its end its iterator has moved on. */
+/* Where a bio began: at its end its iterator has moved on. Of a disk that is not
+ * driven by requests. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 32768);
@@ -76,7 +77,9 @@ int BPF_PROG(remember_bio, struct bio *bio)
 	__u64 key = (__u64)bio;
 	struct place at;
 
-	if (!(bio->bi_opf & 1) || !bytes || disk_of(bio->bi_bdev) != disk_number)
+	/* The end of a bio inside of a request is not told: nobody would forget it,
+	 * and the next bio at this address may be of any disk. */
+	if (by_request || !(bio->bi_opf & 1) || !bytes || disk_of(bio->bi_bdev) != disk_number)
 		return 0;
 	at.sector = bio->bi_iter.bi_sector;
 	at.end = at.sector + (bytes >> 9);
@@ -104,7 +107,8 @@ static __always_inline int ended(__u64 key, int discard, int goes_on)
 SEC("tp_btf/block_bio_complete")
 int BPF_PROG(mark_bio, struct request_queue *q, struct bio *bio)
 {
-	if (!(bio->bi_opf & 1))
+	/* A bio that ends outside of a request on such a disk has never got to it. */
+	if (by_request || !(bio->bi_opf & 1))
 		return 0;
 	if (!ended((__u64)bio, !bio->bi_status && is_discard(bio->bi_opf), 0) &&
 	    disk_of(bio->bi_bdev) == disk_number)
