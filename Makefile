@@ -34,6 +34,7 @@ fmt:
 vet:
 	$(GO) vet ./...
 	$(GO) vet -tags invariants ./...
+	$(GO) vet -tags live ./cmd/...
 	@set -e; for m in $(MODULES); do (cd $$m && $(GO) vet ./...); done
 
 staticcheck:
@@ -61,7 +62,7 @@ bench: build ## run the benchmarks named in BENCH (default all; bin/failback-ben
 demo: build ## play an outage and the way home (loop devices as root, else plain files)
 	bin/failback demo $(DEMO)
 
-.PHONY: test-vm soak vuln bpf
+.PHONY: test-vm test-live soak vuln bpf
 
 bpf: ## build the kernel programs of cbt/ebpf again (needs clang, llvm-strip, libbpf-dev)
 	cbt/ebpf/bpf/build
@@ -71,6 +72,10 @@ vuln: ## look for known holes in what is linked (needs its database, from the ne
 
 test-vm: ## cut the power, lie and pull disks out in a guest (installs QEMU; VM="-cuts 200")
 	$(GO) run ./internal/vmtest $(VM)
+
+test-live: ## live syncs of file systems in use, killed and cut, on real devices (root; minutes; FAILBACK_LIVE=20 for as many of each)
+	@.ci/deps
+	$(GO) test -tags live -count=1 -timeout 60m $(TESTFLAGS) -run TestLive ./cmd/failback
 
 soak: ## sync under writes and faults for SOAK (default 1h); see docs/TESTING.md
 	$(GO) run ./internal/soak -for $(SOAK)

@@ -105,7 +105,8 @@ func TestStampTicks(t *testing.T) {
 			t.Errorf("a write after the stamp: %s", before)
 		}
 	}
-	if busy = true; ask() == ask() {
+	busy = true
+	if before := ask(); ask() == before {
 		t.Error("a file that is written all the while has the same stamp twice")
 	}
 }

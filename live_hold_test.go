@@ -242,14 +242,35 @@ func TestLiveLetsGoFirst(t *testing.T) {
 			late <- true
 		}
 	}()
-	// Both ends are in this process: it goes on when the target does.
-	if _, err := Sync(ctx, Side{Volume: src}, Side{Volume: dst}, Options{Live: l}); !errors.Is(err, context.Canceled) {
+	far, wait := pipeServe(t.Context(), Options{}, Side{Volume: dst, Name: "dst"})
+	dial := far[0].Dial
+	far[0].Dial = func(ctx context.Context) (io.ReadWriteCloser, error) {
+		rw, err := dial(ctx)
+		return &unheard{ReadWriteCloser: rw, from: cancelled}, err
+	}
+	if _, err := Sync(ctx, Side{Volume: src}, far[0], Options{Live: l}); !errors.Is(err, context.Canceled) {
 		t.Errorf("%v", err)
 	}
 	if <-late {
 		t.Error("the writers wait for the target, though the session has ended (L6)")
 	}
+	wait()
 	src.goesOn(t, dst.memory)
+}
+
+// unheard is a link on which nothing gets through any more from some moment on.
+type unheard struct {
+	io.ReadWriteCloser
+	from <-chan struct{}
+}
+
+func (c *unheard) Write(p []byte) (int, error) {
+	select {
+	case <-c.from:
+		return len(p), nil
+	default:
+		return c.ReadWriteCloser.Write(p)
+	}
 }
 
 // letGo is a hold that tells when it is let go.

@@ -1,6 +1,9 @@
+//go:build live
+
 package main
 
 import (
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -8,16 +11,32 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 )
 
-// cutter is a link to a socket that can be cut.
+// cutter is a link to a socket that can be cut, or become slow.
 type cutter struct {
 	socket, to string
+	slow       atomic.Bool
 	mu         sync.Mutex
 	open       []net.Conn
+}
+
+// slowly reads 1 KiB at a time, 20 times a second, once its link is slow.
+type slowly struct {
+	net.Conn
+	link *cutter
+}
+
+func (s slowly) Read(p []byte) (int, error) {
+	if s.link.slow.Load() {
+		p = p[:min(len(p), 1<<10)]
+		<-time.After(50 * time.Millisecond)
+	}
+	return s.Conn.Read(p)
 }
 
 func newCutter(t *testing.T, socket, to string) *cutter {
@@ -44,7 +63,7 @@ func newCutter(t *testing.T, socket, to string) *cutter {
 			c.mu.Unlock()
 			for _, way := range [][2]net.Conn{{a, b}, {b, a}} {
 				g.Go(func() {
-					_, _ = io.Copy(way[0], way[1]) // that it ends is what is wanted
+					_, _ = io.Copy(struct{ io.Writer }{way[0]}, slowly{way[1], c}) // that it ends is what is wanted
 					way[0].Close()
 				})
 			}
@@ -73,9 +92,7 @@ func (c *cutter) cut() {
 // the same where it is to try again, ends well.
 func liveCut(t *testing.T, bin string) {
 	s := newLiveStage(t, liveKinds[0], bin)
-	far := &farTarget{liveStage: s, test: t, d: dice(t)}
-	far.serve()
-	far.link = newCutter(t, s.path("relay.sock"), s.path("serve.sock"))
+	far := newFarTarget(t, s)
 	s.live(t, s.byHooks())
 	cut, lost := func(*testing.T) { far.link.cut() }, []string{"connection", "EOF"}
 	for i, c := range []struct {
@@ -110,6 +127,14 @@ type farTarget struct {
 	d      *rand.Rand
 	link   *cutter
 	server *process
+}
+
+func newFarTarget(t *testing.T, s *liveStage) *farTarget {
+	t.Helper()
+	f := &farTarget{liveStage: s, test: t, d: dice(t)}
+	f.serve()
+	f.link = newCutter(t, s.path("relay.sock"), s.path("serve.sock"))
+	return f
 }
 
 func (f *farTarget) serve() {
@@ -190,4 +215,38 @@ func (f *farTarget) lose(t *testing.T, rest, patient bool, happen func(*testing.
 func (f *farTarget) others(t *testing.T) []int {
 	t.Helper()
 	return slices.DeleteFunc(holders(t, f.bin), func(pid int) bool { return pid == f.server.cmd.Process.Pid })
+}
+
+// liveOverdue: when the longest pause is over the writers go on, whatever the last
+// round is at, and the target is not called equal.
+func liveOverdue(t *testing.T, bin string) {
+	s := newLiveStage(t, liveKinds[0], bin)
+	far := newFarTarget(t, s)
+	s.live(t, s.byHooks())
+	for _, w := range s.works {
+		w.longest()
+	}
+	_ = os.Remove(s.path(rested))
+	// What comes out with the hook is enough for a minute over the link as it is then.
+	hook := fmt.Sprintf("touch %s; until test -e %s; do sleep 0.01; done; dd if=/dev/urandom of=%s/cache bs=64k count=16 conv=fsync status=none",
+		s.path(rested), s.path("slow"), s.mount)
+	p := start(t, s.bin, s.args([]string{"--freeze", s.mount, "--on-quiesce", hook}, "--pause", "3s", "--pause-limit", "3s", "--retry-for", "0")...)
+	s.resting(t, p)
+	far.link.slow.Store(true)
+	write(t, s.path("slow"), nil)
+	f := ends(t, p, 3, "failed", "did not stay at rest")
+	if !strings.Contains(f.Error, "it had lasted for 3s, the longest that it may") || strings.Count(f.Error, "longest that it may") > 1 || f.State == "" || f.Next == "" {
+		t.Errorf("told %+v", f)
+	}
+	for _, w := range s.works {
+		if d := w.longest(); d > 6*time.Second {
+			t.Errorf("%s waited for %v", w.name, d)
+		}
+	}
+	far.link.slow.Store(false)
+	s.goOn(t)
+	s.covered(t)
+	s.marked(t)
+	s.live(t, s.byHooks())
+	s.same(t)
 }

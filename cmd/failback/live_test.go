@@ -1,3 +1,5 @@
+//go:build live
+
 package main
 
 import (
@@ -243,36 +245,6 @@ func liveDoesNotConverge(t *testing.T, bin string) {
 	if r := s.live(t, s.byHooks()); r.Rung != "exact" {
 		t.Errorf("after that: rung %s: %s", r.Rung, r.Reason)
 	}
-	s.same(t)
-}
-
-// liveOverdue: when the longest pause is over the writers go on, whatever the
-// last round is at, and the target is not called equal.
-func liveOverdue(t *testing.T, bin string) {
-	s := newLiveStage(t, liveKinds[0], bin)
-	s.live(t, s.byHooks())
-	for _, w := range s.works {
-		w.longest()
-	}
-	// The hook takes most of the 4 s, and more comes out with it than what is left
-	// of them is enough for: 3 MiB over a link of 2 MiB a second. Half as much
-	// again as the pause might be predicted.
-	s.rate(100 * time.Millisecond)
-	hook := fmt.Sprintf("sleep 3; dd if=/dev/urandom of=%s/cache bs=1M count=3 conv=fsync status=none", s.mount)
-	p := start(t, s.bin, s.args([]string{"--freeze", s.mount, "--on-quiesce", hook}, "--pause", "4s", "--pause-limit", "4s", "--codec", "none", "--limit", "2MiB/s")...)
-	f := ends(t, p, 3, "failed", "did not stay at rest")
-	if !strings.Contains(f.Error, "it had lasted for 4s, the longest that it may") || strings.Count(f.Error, "longest that it may") > 1 || f.State == "" || f.Next == "" {
-		t.Errorf("told %+v", f)
-	}
-	for _, w := range s.works {
-		if d := w.longest(); d > 7*time.Second {
-			t.Errorf("%s waited for %v", w.name, d)
-		}
-	}
-	s.goOn(t)
-	s.covered(t)
-	s.marked(t)
-	s.live(t, s.byHooks())
 	s.same(t)
 }
 
