@@ -50,7 +50,7 @@ tidy: ## bring go.mod and go.sum of every module up to date
 
 race: ## run the tests with the race detector and the invariants (needs a C compiler)
 	@.ci/deps race
-	$(GOTEST) -race -tags invariants -short $(TESTFLAGS) ./...
+	$(GOTEST) -race -tags invariants -short -timeout 25m $(TESTFLAGS) ./...
 
 fuzz: ## run every fuzz target, each for FUZZTIME (default 1m)
 	@.ci/fuzz $(FUZZTIME)

@@ -88,6 +88,7 @@ type matrixEnds struct {
 	after    []byte        // what the source holds
 	mapPath  string        // the dirty map's file
 	dirty    *cbt.Map      // as it was loaded
+	tapping  sync.Mutex    // further streams are dialed side by side
 	taps     []*matrixTap  // one for each connection of this attempt
 	over     time.Time     // when its Sync had returned
 }
@@ -301,6 +302,8 @@ func (e *matrixEnds) tap(dial func(context.Context) (io.ReadWriteCloser, error))
 			return nil, err
 		}
 		p := &matrixTap{ReadWriteCloser: c, barriers: map[uint64]message.Barrier{}}
+		e.tapping.Lock()
+		defer e.tapping.Unlock()
 		e.taps = append(e.taps, p)
 		return p, nil
 	}
