@@ -88,7 +88,7 @@ type matrixEnds struct {
 	after    []byte        // what the source holds
 	mapPath  string        // the dirty map's file
 	dirty    *cbt.Map      // as it was loaded
-	tapping  sync.Mutex    // further streams are dialed side by side
+	tapping  *sync.Mutex   // further streams are dialed side by side
 	taps     []*matrixTap  // one for each connection of this attempt
 	over     time.Time     // when its Sync had returned
 }
@@ -126,7 +126,7 @@ func (v matrixTarget) Stamp() (string, error) {
 func newMatrixEnds(t *testing.T, way *matrixWay) *matrixEnds {
 	t.Helper()
 	content, _ := matrixContent()
-	e := &matrixEnds{way: way, before: content[1].b}
+	e := &matrixEnds{tapping: &sync.Mutex{}, way: way, before: content[1].b}
 	e.placeMap(t)
 	e.a, e.b = fault.New(), fault.New()
 	e.after = content[0].b
@@ -397,7 +397,7 @@ func (e *matrixEnds) laws(t *testing.T, seed uint64) {
 	}
 	acked, final := e.acked()
 	for s := range uint64(12) {
-		n := matrixEnds{dir: e.dir.Crash(1000*seed + s)}
+		n := matrixEnds{tapping: &sync.Mutex{}, dir: e.dir.Crash(1000*seed + s)}
 		rec := n.journal(t)
 		switch {
 		case rec == nil && acked > 0 && !final, rec != nil && !rec.Suspect && !final && rec.Done < acked:
