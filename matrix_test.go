@@ -202,11 +202,15 @@ func TestMatrix(t *testing.T) {
 // which ones is said by their names.
 func matrixRuns(n int, way *matrixWay) bool {
 	every := max(1, way.every)
-	if raceBuild || testing.Short() {
+	if sparing() {
 		every *= 5
 	}
 	return (n-1)%every == 0
 }
+
+// sparing reports whether a test that tries everything takes a sample instead:
+// with the race detector, which takes ten times as long, and with -short.
+func sparing() bool { return raceBuild || testing.Short() }
 
 func (c *matrixCell) run(t *testing.T) {
 	e, err := c.attempt(t)

@@ -46,6 +46,9 @@ func (j *job) persist(ctx context.Context, a, b Side) (*Report, error) {
 		}
 		switch {
 		case ctx.Err() != nil:
+			if cause := context.Cause(ctx); retryable(err) && !errors.Is(err, cause) {
+				err = errors.Join(cause, err) // the end of ctx may reach the link or the peer first
+			}
 			return nil, errors.Join(err, wrong)
 		case isWrong(err) && j.o.Repair && wrong == nil:
 			wrong, j.medium, j.resume = err, true, resumeIfPossible

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 
 	"github.com/failback/failback/internal/journal"
@@ -24,9 +25,9 @@ func TestUndoChain(t *testing.T) {
 		_, err := Sync(t.Context(), Side{Volume: src, Name: "a"}, b, Options{Codec: "none", Workers: 1})
 		return err
 	}
-	n := 0
+	var n atomic.Int64
 	dst.write = func(int64) error {
-		if n++; n > 3 {
+		if n.Add(1) > 3 {
 			return errDied
 		}
 		return nil

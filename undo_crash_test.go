@@ -149,6 +149,9 @@ func TestUndoEveryCut(t *testing.T) {
 				m = later
 			}
 		}
+		if sparing() && cut%37 != 0 && cut != m.size {
+			continue
+		}
 		s.vol.b = bytes.Clone(m.volume)
 		s.wantOld(fmt.Sprintf("cut at %d", cut), content[:cut])
 		if cut%37 != 0 && cut != m.size {
@@ -165,6 +168,9 @@ func TestUndoEveryCut(t *testing.T) {
 // TestUndoPowerCut: of what was not synced a power cut leaves any sectors.
 func TestUndoPowerCut(t *testing.T) {
 	for seed := range uint64(300) {
+		if sparing() && seed%5 != 0 {
+			continue
+		}
 		r := rand.New(rand.NewPCG(seed, 1))
 		s := newUndoStage(t, oldContent(64*pieceSize), false)
 		for i := range r.IntN(6) {
@@ -204,8 +210,14 @@ func TestUndoFlips(t *testing.T) {
 	}
 	s.finish()
 	content := s.files.file.Bytes()
-	refused := 0
+	refused, last := 0, 0
 	for at := range content {
+		if sparing() && at%37 != 0 {
+			continue
+		}
+		if at < len(content)-undoRecordBytes-undoEndBytes {
+			last++
+		}
 		flipped := bytes.Clone(content)
 		flipped[at] ^= 1 << (at % 8)
 		got, err := restored(t, flipped, s.vol)
@@ -218,7 +230,7 @@ func TestUndoFlips(t *testing.T) {
 			refused++
 		}
 	}
-	if last := len(content) - undoRecordBytes - undoEndBytes; refused < last {
+	if refused < last {
 		t.Errorf("%d of %d flips before the end record were found", refused, last)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/failback/failback/cbt"
@@ -162,6 +163,9 @@ func TestUndoCut(t *testing.T) {
 	}
 	spans := []cbt.Extent{{Off: 0, End: 8 << 10}, {Off: 8 << 10, End: 16 << 10}, {Off: 32 << 10, End: 44 << 10}}
 	for n := range int64(len(whole)) {
+		if sparing() && n%31 != 0 && !slices.ContainsFunc(durable, func(d int64) bool { return n == d || n == d-1 }) {
+			continue
+		}
 		for _, fill := range []bool{false, true} { // what is missing may read as zeroes
 			b := bytes.Clone(whole[:n])
 			if fill {
@@ -205,8 +209,12 @@ func TestUndoFlip(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	told := 0
+	told, tried := 0, 0
 	for i := range whole {
+		if sparing() && i%31 != 0 {
+			continue
+		}
+		tried++
 		b := bytes.Clone(whole)
 		b[i] ^= 1 << (i % 8)
 		x, err := indexUndo(bytes.NewReader(b), int64(len(b)))
@@ -232,8 +240,8 @@ func TestUndoFlip(t *testing.T) {
 			t.Fatalf("byte %d: an end that is gone is not told", i)
 		}
 	}
-	if told < len(whole)*9/10 {
-		t.Errorf("%d of %d flipped bits were told", told, len(whole))
+	if told < tried*9/10 {
+		t.Errorf("%d of %d flipped bits were told", told, tried)
 	}
 }
 
