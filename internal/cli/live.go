@@ -79,7 +79,8 @@ type liveSync struct {
 	plan    quiesce.Plan
 	tracker *ebpf.Tracker // nil: it cannot be tracked, and untold says why
 	untold  string
-	started bool // for this sync
+	ours    bool // started for this sync, or for one that was killed
+	record  *liveRecord
 	point   *pointFile
 }
 
@@ -104,11 +105,13 @@ func (l *liveFlags) begin(ctx context.Context, u *ui, s *syncFlags, src, dst *si
 	if v.point, err = newPoint(&s.fall.place, src.disk, dst.arg); err != nil {
 		return nil, err
 	}
-	err = v.track(ctx)
+	if v.record, err = newLiveRecord(&s.fall.place, src.disk.Identity(), src.arg); err != nil {
+		return nil, err
+	}
+	started, err := v.track(ctx, src.disk.Identity())
 	switch {
-	case err == nil && v.started && l.trust:
-		_, err := v.tracker.Stop()
-		return nil, errors.Join(err, &failback.RefusedError{Volume: src.arg, Reason: "it was not tracked until now, so its tracker knows nothing (--trust-tracker)",
+	case err == nil && started && l.trust:
+		return nil, errors.Join(v.stop(), &failback.RefusedError{Volume: src.arg, Reason: "it was not tracked until now, so its tracker knows nothing (--trust-tracker)",
 			Next: "leave --trust-tracker out: both sides will be compared"})
 	case err == nil:
 		return v, nil
@@ -122,29 +125,42 @@ func (l *liveFlags) begin(ctx context.Context, u *ui, s *syncFlags, src, dst *si
 
 // track opens the tracker of the source, or starts one. Without an error v.tracker
 // is there, else it is nil.
-func (v *liveSync) track(ctx context.Context) error {
-	o := ebpf.Options{FS: v.flags.bpffs}
-	t, err := ebpf.Open(v.device, o)
-	if errors.Is(err, ebpf.ErrNotTracked) || errors.Is(err, fs.ErrNotExist) {
-		v.started = true
-		t, err = ebpf.Start(ctx, v.device, o)
+func (v *liveSync) track(ctx context.Context, identity string) (started bool, err error) {
+	o := ebpf.Options{FS: v.flags.bpffs, Identity: identity}
+	v.tracker, err = ebpf.Open(v.device, o)
+	if !errors.Is(err, ebpf.ErrNotTracked) && !errors.Is(err, fs.ErrNotExist) {
+		v.ours = err == nil && v.record.adopts
+		return false, err
+	}
+	if err := v.record.starts(); err != nil {
+		return false, err
+	}
+	if v.tracker, err = ebpf.Start(ctx, v.device, o); err != nil {
+		return false, errors.Join(err, v.record.ends())
+	}
+	v.ours = true
+	if !v.flags.still {
+		return true, nil
+	}
+	// It is seen now that its tracker will vouch for nothing: later is too late.
+	st, err := v.tracker.Status()
+	if err == nil && !st.Drained && !st.Reading {
+		err = errUndrained
 	}
 	if err != nil {
-		return err
+		return false, errors.Join(err, v.stop())
 	}
-	if v.started && v.flags.still {
-		// It is seen now that its tracker will vouch for nothing: later is too late.
-		st, err := t.Status()
-		if err == nil && !st.Drained && !st.Reading {
-			err = errUndrained
-		}
-		if err != nil {
-			_, stopped := t.Stop()
-			return errors.Join(err, stopped)
-		}
+	return true, nil
+}
+
+// stop ends the tracking that is for this sync.
+func (v *liveSync) stop() error {
+	_, err := v.tracker.Stop()
+	v.tracker = nil
+	if err != nil {
+		return err // it may be tracked yet, as the record says
 	}
-	v.tracker = t
-	return nil
+	return v.record.ends()
 }
 
 var errUndrained = errors.New("writes that were under way when tracking began did not end, or nobody counts them")
@@ -213,7 +229,12 @@ func (v *liveSync) sync(ctx context.Context, src, dst *side, o failback.Options)
 	if v.point.load(o.Live); v.flags.trust {
 		o.Live.Since, o.Live.After, o.Live.Left = v.tracker.Trust().Since, [16]byte{}, ""
 	}
-	o.Live.Sealed = func() error { return v.point.save(o.Live) }
+	o.Live.Sealed = func() error {
+		if err := v.record.sealed(o.Live.Since); err != nil {
+			return err
+		}
+		return v.point.save(o.Live)
+	}
 	if v.flags.freeze != "" {
 		o.Live.Rest = freezeTime
 		o.Live.Flush = func(ctx context.Context) error {
@@ -265,7 +286,7 @@ func (p patient) Rest(ctx context.Context) error {
 	defer cancel()
 	err := p.Tracker.Rest(ctx)
 	if errors.Is(err, ebpf.ErrBusy) {
-		p.u.note("note: " + ebpf.ErrBusy.Error())
+		p.u.note("note: " + err.Error())
 		return nil
 	}
 	return err
@@ -309,11 +330,14 @@ func (v *liveSync) end(ctx context.Context) error {
 	if v == nil || v.tracker == nil {
 		return nil
 	}
-	if v.started && !v.flags.keep {
-		_, err := v.tracker.Stop()
-		return errors.Join(err, v.point.forget())
+	if v.ours && !v.flags.keep {
+		return errors.Join(v.stop(), v.point.forget())
 	}
-	return leave(context.WithoutCancel(ctx), v.tracker)
+	var err error
+	if v.ours {
+		err = v.record.keeps()
+	}
+	return errors.Join(err, leave(context.WithoutCancel(ctx), v.tracker))
 }
 
 // next says what to do after a live sync that did not finish.
@@ -397,42 +421,10 @@ func (p *pointFile) save(l *failback.Live) error {
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(filepath.Dir(p.path), 0o700); err != nil {
-		return fmt.Errorf("keep the sync point: %w", err)
-	}
 	if err := replaceFile(p.path, append(b, '\n')); err != nil {
 		return fmt.Errorf("keep the sync point: %w", err)
 	}
 	return nil
-}
-
-// replaceFile makes b the durable content of the file at path: all of it, or
-// what was there before.
-//
-//  1. write another file, sync it
-//  2. give it the name
-//  3. sync the directory: a power cut before that may bring the old content back
-func replaceFile(path string, b []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".tmp-*")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err == nil {
-		err = f.Sync()
-	}
-	err = errors.Join(err, f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }
 
 // forget removes the file: its epoch will never be the tracker's again.

@@ -66,37 +66,18 @@ func readRecord(path string) (*trackRecord, error) {
 	return &r, nil
 }
 
-// write replaces a record: temporary file, sync, rename, sync of the directory.
-func (r *trackRecord) write(path string) (err error) {
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
+func (r *trackRecord) write(path string) error {
 	b, err := json.Marshal(r)
 	if err != nil {
 		return err
 	}
-	tmp, err := os.CreateTemp(dir, filepath.Base(path)+".tmp-*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			os.Remove(tmp.Name())
-		}
-	}()
-	_, err = tmp.Write(append(b, '\n'))
-	if err = errors.Join(err, tmp.Sync(), tmp.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(tmp.Name(), path); err != nil {
-		return err
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return replaceFile(path, append(b, '\n'))
+}
+
+// ofSync reports whether a record, nil for none, is of a tracker that was started
+// for the time of a live sync, since the machine was.
+func (r *trackRecord) ofSync() bool {
+	return r != nil && r.Sync && r.State == stateTracking && r.Boot == bootID()
 }
 
 // renew replaces the record of a volume. The epoch does not go back.
@@ -143,7 +124,7 @@ func (f *trackFlags) startedBySync(identity string) bool {
 		return false
 	}
 	r, err := readRecord(path)
-	return err == nil && r != nil && r.Sync && r.State == stateTracking && r.Boot == bootID()
+	return err == nil && r.ofSync()
 }
 
 // liveRecord keeps the record of a volume during a live sync.
@@ -156,9 +137,10 @@ func (f *trackFlags) startedBySync(identity string) bool {
 //
 // With a tracker that somebody else started only 2 is called.
 type liveRecord struct {
-	path string
-	was  *trackRecord // nil: none
-	now  trackRecord
+	path   string
+	was    *trackRecord // nil: none, or of a live sync that was killed
+	adopts bool         // the tracker that is there is left over from that one
+	now    trackRecord
 }
 
 // newLiveRecord looks at the record of a volume. Its tracker has to be started with
@@ -172,7 +154,11 @@ func newLiveRecord(place *placeFlags, identity, device string) (*liveRecord, err
 	if err != nil {
 		return nil, err
 	}
-	return &liveRecord{path: path, was: was, now: trackRecord{
+	adopts := was.ofSync()
+	if was != nil && was.Sync {
+		was = nil
+	}
+	return &liveRecord{path: path, was: was, adopts: adopts, now: trackRecord{
 		Version: 1, State: stateTracking, Device: device, Identity: identity, Boot: bootID(), Started: time.Now(), Sync: true,
 	}}, nil
 }

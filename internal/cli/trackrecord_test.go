@@ -127,8 +127,11 @@ func TestLiveRecordOfTheKilled(t *testing.T) {
 	}
 	v := trackVolume{Device: "/dev/x", bySync: f.startedBySync("x")}
 	var text bytes.Buffer
-	if err := writeLines(&text, trackLines(&trackJSON{}, v)); err != nil || !strings.Contains(text.String(), "for a sync --live; if none runs any more, end it with failback track stop /dev/x") {
+	if err := writeLines(&text, trackLines(&trackJSON{}, v)); err != nil || !strings.Contains(text.String(), "for a sync --live; if none runs any more, the next one ends it, or failback track stop /dev/x") {
 		t.Errorf("status says %q, %v", text.String(), err)
+	}
+	if l, _ := newLive(t, &f); !l.adopts || l.was != nil {
+		t.Errorf("the next one does not take it over: %+v", l)
 	}
 	// The user's own take goes on above, also if the tracker is a new one.
 	g := newGiven(t)

@@ -114,7 +114,7 @@ func trackLines(j *trackJSON, v trackVolume) []line {
 	}
 	tracked := "since " + v.Started.Local().Format(time.DateTime)
 	if v.bySync {
-		tracked += ", for a sync --live; if none runs any more, end it with failback track stop " + v.Device
+		tracked += ", for a sync --live; if none runs any more, the next one ends it, or failback track stop " + v.Device
 	}
 	lines := []line{
 		{"volume", fmt.Sprintf("%s (%s, %s)", volume, humanBytes(v.VolumeBytes), v.Identity)},
