@@ -443,13 +443,7 @@ func (s *source) another(ctx context.Context) error {
 	if err := sendExtents(s.links[0], extentsCandidates, c.layout.candidates); err != nil {
 		return err
 	}
-	p, err := s.expect(ctx, kindAgree)
-	if err != nil {
-		return err
-	}
-	s.report.RoundTrips++
-	var agreed message.Agree
-	if err := agreed.Decode(p); err != nil {
+	if _, err := s.agreed(ctx); err != nil {
 		return err
 	}
 	s.live.fixed += time.Since(began)

@@ -247,17 +247,22 @@ func (s *source) agree(ctx context.Context) error {
 	if err := sendExtents(s.links[0], extentsCandidates, d.candidates); err != nil {
 		return err
 	}
-	p, err := s.expect(ctx, kindAgree)
+	agreed, err := s.agreed(ctx)
 	if err != nil {
-		return err
-	}
-	s.report.RoundTrips++
-	var agreed message.Agree
-	if err := agreed.Decode(p); err != nil {
 		return err
 	}
 	s.out.open(min(s.o.Window, int64(agreed.Window)))
 	return nil
+}
+
+// agreed waits until the target has what it needs for a pass.
+func (s *source) agreed(ctx context.Context) (m message.Agree, err error) {
+	p, err := s.expect(ctx, kindAgree)
+	if err != nil {
+		return m, err
+	}
+	s.report.RoundTrips++
+	return m, m.Decode(p)
 }
 
 // unknown is where the sides may differ as far as what they have allocated tells:
