@@ -17,7 +17,9 @@ import (
 // writes, discards and flushed-in sectors to it; so is all that it lies on, down
 // to the file behind a loop device: its content changes with that, and nothing is
 // counted for the device itself. What else is written there, to another partition
-// of its disk or another volume of its group, therefore makes another stamp, too.
+// of its disk or another volume of its group, therefore makes another stamp, too;
+// to subtract what is counted for the others would not do: the kernel may merge a
+// write into a request of the partition before, and counts it for that one.
 // The stamp is empty where one of these cannot be asked.
 //
 // Bytes that reach a disk from another machine are not in any count, nor is a
