@@ -223,6 +223,9 @@ func TestRetryNeedsWork(t *testing.T) {
 		dials := 0
 		b := Side{Name: "theirs", Dial: func(context.Context) (io.ReadWriteCloser, error) {
 			dials++
+			if dials > 5 {
+				return nil, &RefusedError{Volume: "theirs", Reason: "it is called again and again"}
+			}
 			near, left := alive(t, func(v *villain) {
 				v.welcome()
 				v.answer(nil)

@@ -104,7 +104,9 @@ func (fs *smallFS) path(name string) string { return filepath.Join(fs.dir, name)
 
 func (fs *smallFS) mount(t *testing.T) {
 	t.Helper()
-	fs.device = attach(t, fs.image)
+	if fs.device == nil {
+		fs.device = attach(t, fs.image)
+	}
 	if err := unix.Mount(fs.device.path, fs.dir, "ext4", 0, ""); err != nil {
 		if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EPERM) {
 			t.Skipf("needs mounts of ext4: %v", err)
@@ -114,7 +116,9 @@ func (fs *smallFS) mount(t *testing.T) {
 	fs.mounted = true
 }
 
-// unmount does nothing where nothing is mounted.
+// unmount does nothing where nothing is mounted. The device stays until the test
+// ends: with another one the files would lie on another file system, and volumes
+// over them be others.
 func (fs *smallFS) unmount(t *testing.T) {
 	t.Helper()
 	if !fs.mounted {
@@ -123,7 +127,6 @@ func (fs *smallFS) unmount(t *testing.T) {
 	fs.mounted = false
 	// A loop device that is detached lazily may hold its file for a moment.
 	eventually(t, "the file system to be idle", func() bool { return unix.Unmount(fs.dir, 0) == nil })
-	fs.device.release()
 }
 
 // cutOff ends the file system as a disk does that is pulled out: what is asked
