@@ -3,21 +3,20 @@ package failback
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/failback/failback/internal/looptest"
 )
 
 // The stage for tests with real devices. Everything set up here is taken down
-// by t.Cleanup; loop devices also go by themselves if the test process dies.
+// by t.Cleanup.
 
 func needRoot(t testing.TB) {
 	t.Helper()
@@ -61,121 +60,6 @@ func noise(n int, seed uint64) []byte {
 	return p
 }
 
-// loopSpec is how a loop device is to lie on its file.
-type loopSpec struct {
-	sector    uint32 // bytes; 0: 512
-	offset    uint64
-	limit     uint64
-	readOnly  bool
-	partition bool
-}
-
-// newLoop puts a loop device over a file or device and returns its path. It
-// stays as long as the test; detach by hand with the function returned.
-func newLoop(t testing.TB, backing string, s loopSpec) (string, func()) {
-	t.Helper()
-	needRoot(t)
-	back, err := os.OpenFile(backing, map[bool]int{false: os.O_RDWR, true: os.O_RDONLY}[s.readOnly], 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer back.Close()
-	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
-	if err != nil {
-		t.Skipf("needs loop devices: %v", err)
-	}
-	defer control.Close()
-	conf := unix.LoopConfig{Fd: uint32(back.Fd()), Size: s.sector}
-	conf.Info.Flags = unix.LO_FLAGS_AUTOCLEAR
-	conf.Info.Offset, conf.Info.Sizelimit = s.offset, s.limit
-	if s.readOnly {
-		conf.Info.Flags |= unix.LO_FLAGS_READ_ONLY
-	}
-	if s.partition {
-		conf.Info.Flags |= unix.LO_FLAGS_PARTSCAN
-	}
-	for range 100 { // another process may take the free one first
-		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
-		if err != nil {
-			t.Skipf("needs a free loop device: %v", err)
-		}
-		path := fmt.Sprintf("/dev/loop%d", n)
-		dev, err := os.OpenFile(path, os.O_RDWR, 0)
-		if err != nil {
-			continue
-		}
-		if err := unix.IoctlLoopConfigure(int(dev.Fd()), &conf); err != nil {
-			dev.Close()
-			if errors.Is(err, unix.EBUSY) {
-				continue
-			}
-			t.Fatalf("configure %s over %s: %v", path, backing, err)
-		}
-		done := false
-		detach := func() {
-			if !done {
-				done = true
-				dev.Close() // the last user's close detaches it
-			}
-		}
-		t.Cleanup(detach)
-		return path, detach
-	}
-	t.Skip("needs a loop device: none stayed free")
-	return "", nil
-}
-
-// addPartition makes a partition of a loop device without a partition table.
-func addPartition(t testing.TB, disk string, number int, off, size int64) string {
-	t.Helper()
-	type blkpgPartition struct {
-		start, length int64
-		pno           int32
-		devname       [64]byte
-		volname       [64]byte
-		_             [4]byte
-	}
-	type blkpgArg struct {
-		op, flags, datalen int32
-		data               unsafe.Pointer
-	}
-	call := func(op int32) error {
-		f, err := os.Open(disk)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		part := blkpgPartition{start: off, length: size, pno: int32(number)}
-		arg := blkpgArg{op: op, datalen: int32(unsafe.Sizeof(part)), data: unsafe.Pointer(&part)}
-		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.BLKPG, uintptr(unsafe.Pointer(&arg))); errno != 0 {
-			return errno
-		}
-		return nil
-	}
-	if err := call(unix.BLKPG_ADD_PARTITION); err != nil {
-		t.Skipf("needs partitions on loop devices: %v", err)
-	}
-	t.Cleanup(func() {
-		// Whoever looks at new devices (udev, mkfs of another test) may hold it for a moment.
-		late := time.After(10 * time.Second)
-		tick := time.NewTicker(20 * time.Millisecond)
-		defer tick.Stop()
-		for {
-			err := call(unix.BLKPG_DEL_PARTITION)
-			if err == nil {
-				return
-			}
-			select {
-			case <-tick.C:
-			case <-late:
-				t.Errorf("remove partition %d of %s: %v", number, disk, err)
-				return
-			}
-		}
-	})
-	return fmt.Sprintf("%sp%d", disk, number)
-}
-
 // mountOn mounts a device on a new directory.
 func mountOn(t testing.TB, device, kind string, flags uintptr) string {
 	t.Helper()
@@ -197,12 +81,12 @@ func mountOn(t testing.TB, device, kind string, flags uintptr) string {
 
 // fileSystem makes a file system on a loop device, mounts it, and returns its
 // directory and the file behind the device.
-func fileSystem(t testing.TB, kind string, size int64, s loopSpec) (dir, backing string) {
+func fileSystem(t testing.TB, kind string, size int64, o looptest.Options) (dir, backing string) {
 	t.Helper()
 	needRoot(t)
 	needTool(t, "mkfs."+kind)
 	backing = makeFile(t, filepath.Join(scratch(t), kind+".img"), size)
-	device, _ := newLoop(t, backing, s)
+	device := looptest.Attach(t, backing, o).Path
 	args := map[string][]string{"ext4": {"-q", "-F"}, "xfs": {"-q", "-f"}, "btrfs": {"-q", "-f"}}[kind]
 	if out, err := exec.Command("mkfs."+kind, append(args, device)...).CombinedOutput(); err != nil {
 		t.Fatalf("mkfs.%s: %v\n%s", kind, err, out)

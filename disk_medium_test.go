@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/failback/failback/internal/looptest"
 )
 
 // TestCoherence writes through another descriptor's page cache and reads through
@@ -46,7 +48,7 @@ func TestCoherence(t *testing.T) {
 // its page cache goes on showing the old bytes, a Disk must not.
 func TestDeviceNotFromPageCache(t *testing.T) {
 	backing := makeNoise(t, filepath.Join(t.TempDir(), "back"), 64<<10, 1)
-	path, _ := newLoop(t, backing, loopSpec{})
+	path := looptest.Attach(t, backing, looptest.Options{}).Path
 	cache, err := os.Open(path)
 	if err != nil {
 		t.Fatal(err)
@@ -97,7 +99,7 @@ func TestReadMediumSeesTheMedium(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("%s,buffered=%v,changed=%v", c.kind, c.o.Buffered, c.change != nil), func(t *testing.T) {
 			const size = 6<<20 + 512 // several of the largest folios, and a tail
-			dir, backing := fileSystem(t, c.kind, c.size, loopSpec{sector: 4096})
+			dir, backing := fileSystem(t, c.kind, c.size, looptest.Options{Sector: 4096})
 			path := makeFile(t, filepath.Join(dir, "volume"), size)
 			d := openDisk(t, path, c.o)
 			if c.change != nil {

@@ -6,6 +6,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/failback/failback/internal/sysfs"
 )
 
 // OpenOptions says how [Open] opens a volume. The zero value opens it for
@@ -86,7 +88,7 @@ func (d *Disk) openAgain(st *unix.Stat_t, flags int) (int, error) {
 // openDevice opens a block device. O_EXCL is what keeps others out for good; the
 // look around before it is there to say who is in.
 func (d *Disk) openDevice(h host, st *unix.Stat_t) error {
-	n := devnoOf(st.Rdev)
+	n := sysfs.DevnoOf(st.Rdev)
 	flags := unix.O_DIRECT
 	if d.write {
 		flags |= unix.O_EXCL
@@ -165,7 +167,7 @@ func (d *Disk) openFile(h host, st *unix.Stat_t, buffered bool) error {
 	var sx unix.Statx_t // zero where the kernel is too old for it
 	_ = unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_BTIME|unix.STATX_MNT_ID, &sx)
 	d.identity = fileIdentity(&now, &sx)
-	d.places = h.filePlaces(devnoOf(now.Dev), now.Ino, sx.Mnt_id, place{end: d.size}, 0)
+	d.places = h.filePlaces(sysfs.DevnoOf(now.Dev), now.Ino, sx.Mnt_id, place{end: d.size}, 0)
 	return nil
 }
 

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/failback/failback/internal/sysfs"
 )
 
 // Stamp implements [Stamper]. A regular file is stamped by its inode, its size
@@ -123,11 +125,11 @@ func (h host) deviceStamp(fd int) (string, error) {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return "", fmt.Errorf("ask a device when it was written: %w", err)
 	}
-	return h.stamp(devnoOf(st.Rdev)), nil
+	return h.stamp(sysfs.DevnoOf(st.Rdev)), nil
 }
 
-func (h host) stamp(n devno) string {
-	boot := h.attr(h.proc, "sys", "kernel", "random", "boot_id")
+func (h host) stamp(n sysfs.Devno) string {
+	boot := sysfs.Attr(h.Proc, "sys", "kernel", "random", "boot_id")
 	counts, ok := h.counts(n)
 	if boot == "" || !ok {
 		return ""
@@ -146,11 +148,11 @@ func (h host) stamp(n devno) string {
 
 // counts is what the kernel has counted of writes to a device itself; false where
 // it does not count.
-func (h host) counts(n devno) (string, bool) {
-	disk, _ := h.disk(n)
-	seq := h.number(h.dir(disk), "diskseq")
-	counts := strings.Fields(h.attr(h.dir(n), "stat"))
-	if seq == 0 || len(counts) <= statSectorsWritten || h.number(h.dir(disk), "queue", "iostats") == 0 {
+func (h host) counts(n sysfs.Devno) (string, bool) {
+	disk, _ := h.Disk(n)
+	seq := sysfs.Number(h.Dir(disk), "diskseq")
+	counts := strings.Fields(sysfs.Attr(h.Dir(n), "stat"))
+	if seq == 0 || len(counts) <= statSectorsWritten || sysfs.Number(h.Dir(disk), "queue", "iostats") == 0 {
 		return "", false
 	}
 	text := fmt.Sprintf("diskseq=%d,writes=%s,sectors=%s", seq, counts[statWrites], counts[statSectorsWritten])
@@ -163,9 +165,9 @@ func (h host) counts(n devno) (string, bool) {
 // below stamps all that a device lies on: the disk of a partition, what
 // device-mapper and md put together, the device or file behind a loop device, and
 // what these lie on. It is false where not all of it can be asked.
-func (h host) below(n devno) (facts []string, ok bool) {
-	seen := map[devno]bool{n: true}
-	for list := []devno{n}; len(list) > 0; list = list[1:] {
+func (h host) below(n sysfs.Devno) (facts []string, ok bool) {
+	seen := map[sysfs.Devno]bool{n: true}
+	for list := []sysfs.Devno{n}; len(list) > 0; list = list[1:] {
 		on, file, ok := h.liesOn(list[0])
 		if !ok {
 			return nil, false
@@ -191,19 +193,19 @@ func (h host) below(n devno) (facts []string, ok bool) {
 
 // liesOn returns the devices that a device lies on directly, and the stamp of the
 // file if it is one that lies on a file.
-func (h host) liesOn(n devno) (on []devno, file string, ok bool) {
-	on = h.slaves(n)
-	if all, err := os.ReadDir(filepath.Join(h.dir(n), "slaves")); err == nil && len(all) != len(on) {
+func (h host) liesOn(n sysfs.Devno) (on []sysfs.Devno, file string, ok bool) {
+	on = h.Slaves(n)
+	if all, err := os.ReadDir(filepath.Join(h.Dir(n), "slaves")); err == nil && len(all) != len(on) {
 		return nil, "", false
 	}
-	if h.attr(h.dir(n), "partition") != "" {
-		disk, _ := h.disk(n)
+	if sysfs.Attr(h.Dir(n), "partition") != "" {
+		disk, _ := h.Disk(n)
 		return append(on, disk), "", disk != n
 	}
-	if h.attr(h.dir(n), "loop", "backing_file") == "" {
+	if sysfs.Attr(h.Dir(n), "loop", "backing_file") == "" {
 		return on, "", true
 	}
-	l, ok := h.loop(h.name(n))
+	l, ok := h.loop(h.Name(n))
 	switch {
 	case !ok:
 		return nil, "", false
@@ -212,7 +214,7 @@ func (h host) liesOn(n devno) (on []devno, file string, ok bool) {
 	}
 	file, err := fileStamp(func(st *unix.Stat_t) error {
 		err := unix.Stat(l.backing, st)
-		if err == nil && (devnoOf(st.Dev) != l.file || st.Ino != l.ino) {
+		if err == nil && (sysfs.DevnoOf(st.Dev) != l.file || st.Ino != l.ino) {
 			return unix.ESTALE // the path is another file's by now
 		}
 		return err

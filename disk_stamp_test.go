@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/failback/failback/internal/looptest"
 )
 
 // stampOf opens a volume, as another session does.
@@ -141,9 +143,9 @@ func TestSameTick(t *testing.T) {
 func TestStampBelow(t *testing.T) {
 	const size = 8 << 20
 	image := makeFile(t, filepath.Join(t.TempDir(), "image"), size)
-	disk, _ := newLoop(t, image, loopSpec{})
-	upper, _ := newLoop(t, disk, loopSpec{})
-	devices := map[string]string{"disk": disk, "partition": addPartition(t, disk, 1, 1<<20, 4<<20), "loop device on it": upper}
+	disk := looptest.Attach(t, image, looptest.Options{}).Path
+	upper := looptest.Attach(t, disk, looptest.Options{}).Path
+	devices := map[string]string{"disk": disk, "partition": looptest.Partition(t, disk, 1, 1<<20, 4<<20), "loop device on it": upper}
 	before := map[string]string{}
 	for name, path := range devices {
 		if before[name] = stampOf(t, path); before[name] == "" {
@@ -190,7 +192,7 @@ func stacked() map[string]string {
 }
 
 func TestStampStacked(t *testing.T) {
-	volume := devno{253, 0}
+	volume := devno(253, 0)
 	is := func(change map[string]string) string {
 		files := stacked()
 		for name, text := range change {

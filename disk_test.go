@@ -14,6 +14,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/failback/failback/internal/looptest"
 )
 
 // kinds are the volumes that every general test runs on.
@@ -44,14 +46,14 @@ func tmpfsFile(t *testing.T, size int64) string {
 
 func loopOf(sector uint32) func(*testing.T, int64) string {
 	return func(t *testing.T, size int64) string {
-		path, _ := newLoop(t, makeFile(t, filepath.Join(scratch(t), "disk"), size), loopSpec{sector: sector})
+		path := looptest.Attach(t, makeFile(t, filepath.Join(scratch(t), "disk"), size), looptest.Options{Sector: sector}).Path
 		return path
 	}
 }
 
 func fileOn(kind string, size int64) func(*testing.T, int64) string {
 	return func(t *testing.T, n int64) string {
-		dir, _ := fileSystem(t, kind, size, loopSpec{sector: 4096})
+		dir, _ := fileSystem(t, kind, size, looptest.Options{Sector: 4096})
 		return makeFile(t, filepath.Join(dir, "volume"), n)
 	}
 }
@@ -264,7 +266,7 @@ func TestDiskShrunk(t *testing.T) {
 // TestDiskMediumError cuts the file behind a device off: half of it is unreadable.
 func TestDiskMediumError(t *testing.T) {
 	backing := makeNoise(t, filepath.Join(scratch(t), "disk"), 64<<10, 1)
-	path, _ := newLoop(t, backing, loopSpec{})
+	path := looptest.Attach(t, backing, looptest.Options{}).Path
 	d := openDisk(t, path, OpenOptions{Write: true})
 	if err := os.Truncate(backing, 32<<10); err != nil {
 		t.Fatal(err)

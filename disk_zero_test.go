@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/failback/failback/cbt"
+	"github.com/failback/failback/internal/looptest"
 )
 
 // TestZeroAtStaysSparse compares what is stored before and after.
@@ -186,7 +187,7 @@ func TestDataRanges(t *testing.T) {
 // TestHugeSparse works at both ends of 16 TiB of which 4 KiB are stored.
 func TestHugeSparse(t *testing.T) {
 	const size = 16 << 40
-	dir, _ := fileSystem(t, "xfs", 320<<20, loopSpec{sector: 4096})
+	dir, _ := fileSystem(t, "xfs", 320<<20, looptest.Options{Sector: 4096})
 	d := openDisk(t, makeFile(t, filepath.Join(dir, "volume"), size+512), OpenOptions{Write: true})
 	last := noise(4096+512, 1)
 	mustWrite(t, d, last, size-4096)
@@ -204,7 +205,7 @@ func TestHugeSparse(t *testing.T) {
 }
 
 func TestFullFileSystem(t *testing.T) {
-	dir, _ := fileSystem(t, "ext4", 16<<20, loopSpec{})
+	dir, _ := fileSystem(t, "ext4", 16<<20, looptest.Options{})
 	path := makeFile(t, filepath.Join(dir, "volume"), 64<<20)
 	for _, o := range []OpenOptions{{Write: true}, {Write: true, Buffered: true}} {
 		d := openDisk(t, path, o)

@@ -120,7 +120,7 @@ var matrixFaults = []matrixFault{
 	{name: "lost-write", wrong: true,
 		rule: fault.Rule{Op: fault.Write, On: "target", N: 2, Kind: fault.Lost}},
 	{name: "journal-full", says: "no space left on device", clean: true,
-		rule: fault.Rule{Op: fault.Write, On: "t.fbj.0.tmp", Onward: true, N: 1, Kind: fault.NoSpace}},
+		rule: fault.Rule{Op: fault.Write, On: "t.fbj.tmp", Onward: true, N: 1, Kind: fault.NoSpace}},
 	{name: "journal-write-error", says: "input/output error",
 		rule: fault.Rule{Op: fault.Write, On: "t.fbj", N: 1, Kind: fault.Fail}},
 	{name: "journal-sync-error", says: "input/output error",

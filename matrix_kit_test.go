@@ -44,29 +44,6 @@ func (d matrixFiles) Open(path string, write bool) (journal.Store, error) {
 	return f, nil
 }
 
-func (d matrixFiles) Place(path string, content []byte) error {
-	var f *fault.File
-	temp, err := "", fs.ErrExist
-	for i := 0; errors.Is(err, fs.ErrExist); i++ { // another name each time, as os.CreateTemp
-		temp = fmt.Sprintf("%s.%d.tmp", path, i)
-		f, err = d.Dir.Open(temp, os.O_RDWR|os.O_CREATE|os.O_EXCL)
-	}
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteAt(content, 0)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = d.Rename(temp, path)
-	}
-	if err != nil {
-		return errors.Join(err, d.Dir.Remove(temp))
-	}
-	return d.SyncDir(filepath.Dir(path))
-}
-
 // A matrixWay is a way to run the session that is hit.
 type matrixWay struct {
 	name     string

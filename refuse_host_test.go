@@ -1,13 +1,15 @@
 package failback
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/failback/failback/internal/looptest"
+	"github.com/failback/failback/internal/sysfs"
 )
 
 // standIn is a machine made of files: kinds of devices that a test machine may
@@ -39,8 +41,10 @@ func standIn(t *testing.T, files map[string]string) host {
 			}
 		}
 	}
-	return host{sys: filepath.Join(root, "sys"), proc: filepath.Join(root, "proc"), dev: filepath.Join(root, "dev")}
+	return host{Host: sysfs.Host{Sys: filepath.Join(root, "sys"), Proc: filepath.Join(root, "proc")}, dev: filepath.Join(root, "dev")}
 }
+
+func devno(major, minor uint32) sysfs.Devno { return sysfs.Devno{Major: major, Minor: minor} }
 
 // lvm is a disk sda with a partition that holds two logical volumes, and md0
 // over sdb and sdc, which are two paths to one disk each with a world-wide name.
@@ -92,15 +96,15 @@ func lvm() map[string]string {
 
 func TestHostHolders(t *testing.T) {
 	h := standIn(t, lvm())
-	for n, reason := range map[devno]string{
-		{8, 0}:   "its partition sda1 is held by dm-0 (vg-home)",
-		{8, 1}:   "it is held by dm-0 (vg-home)",
-		{8, 16}:  "it is held by md0",
-		{259, 0}: "read-only",
+	for n, reason := range map[sysfs.Devno]string{
+		devno(8, 0):   "its partition sda1 is held by dm-0 (vg-home)",
+		devno(8, 1):   "it is held by dm-0 (vg-home)",
+		devno(8, 16):  "it is held by md0",
+		devno(259, 0): "read-only",
 	} {
 		isRefused(t, h.refuseUsedDevice("/dev/x", n), "/dev/x", reason)
 	}
-	for _, n := range []devno{{8, 2}, {253, 0}, {8, 32}, {254, 0}, {1, 2}} {
+	for _, n := range []sysfs.Devno{devno(8, 2), devno(253, 0), devno(8, 32), devno(254, 0), devno(1, 2)} {
 		if err := h.refuseUsedDevice("/dev/x", n); err != nil {
 			t.Errorf("%v: %v", n, err)
 		}
@@ -116,23 +120,20 @@ func TestHostMounts(t *testing.T) {
 		`broken`, ``, `1 2 3`, `1 2 x:y / /z - ext4 /dev/x rw`, `a 2 8:32 / /z - ext4 /dev/x rw`, ` - `, `1 2 8:32 / - x`,
 	}, "\n")
 	h := standIn(t, files)
-	isRefused(t, h.refuseUsedDevice("d", devno{8, 2}), "d", `it is mounted on /mnt/a b\c`)
-	isRefused(t, h.refuseMounted("d", devno{8, 0}, h.family(devno{8, 0})), "d", "its partition sda2 is mounted on")
-	if err := h.refuseUsedDevice("d", devno{8, 32}); err != nil {
+	isRefused(t, h.refuseUsedDevice("d", devno(8, 2)), "d", `it is mounted on /mnt/a b\c`)
+	isRefused(t, h.refuseMounted("d", devno(8, 0), h.family(devno(8, 0))), "d", "its partition sda2 is mounted on")
+	if err := h.refuseUsedDevice("d", devno(8, 32)); err != nil {
 		t.Error(err)
-	}
-	if list, err := h.mounts(); err != nil || len(list) != 3 || list[2].source != "/elsewhere/disk" {
-		t.Errorf("mounts %+v, %v", list, err)
 	}
 }
 
 // TestHostBlind: a machine that does not tell what is in use gets no target.
 func TestHostBlind(t *testing.T) {
 	path := makeFile(t, filepath.Join(t.TempDir(), "volume"), 4096)
-	h := host{sys: t.TempDir(), proc: t.TempDir(), dev: t.TempDir()}
+	h := host{Host: sysfs.Host{Sys: t.TempDir(), Proc: t.TempDir()}, dev: t.TempDir()}
 	_, err := h.open(path, asTarget)
 	isRefused(t, err, path, "cannot tell whether it is in use")
-	isRefused(t, h.refuseUsedDevice("d", devno{8, 0}), "d", "cannot tell whether it is in use")
+	isRefused(t, h.refuseUsedDevice("d", devno(8, 0)), "d", "cannot tell whether it is in use")
 	d, err := h.open(path, OpenOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -159,11 +160,11 @@ func TestHostSwaps(t *testing.T) {
 
 func TestHostPlaces(t *testing.T) {
 	h := standIn(t, lvm())
-	at := func(n devno, size int64) *Disk {
+	at := func(n sysfs.Devno, size int64) *Disk {
 		return &Disk{path: n.String(), places: h.devicePlaces(n, place{end: size}, 0)}
 	}
-	sda, sda1, sda2 := at(devno{8, 0}, 100<<20), at(devno{8, 1}, 50<<20), at(devno{8, 2}, 5<<20)
-	home, other := at(devno{253, 0}, 4<<20), at(devno{253, 1}, 4<<20)
+	sda, sda1, sda2 := at(devno(8, 0), 100<<20), at(devno(8, 1), 50<<20), at(devno(8, 2), 5<<20)
+	home, other := at(devno(253, 0), 4<<20), at(devno(253, 1), 4<<20)
 	for _, c := range []struct {
 		source, target *Disk
 		reason         string // "": fine
@@ -176,8 +177,8 @@ func TestHostPlaces(t *testing.T) {
 		{home, sda2, ""},
 		{sda, sda2, "shares storage"},
 		{sda1, sda2, ""},
-		{at(devno{8, 16}, 1<<20), at(devno{8, 32}, 1<<20), "both lie on the disk eui.0025"},
-		{at(devno{254, 0}, 1<<20), at(devno{254, 16}, 1<<20), ""},
+		{at(devno(8, 16), 1<<20), at(devno(8, 32), 1<<20), "both lie on the disk eui.0025"},
+		{at(devno(254, 0), 1<<20), at(devno(254, 16), 1<<20), ""},
 	} {
 		err := CheckPair(c.source, c.target)
 		if c.reason == "" {
@@ -188,26 +189,26 @@ func TestHostPlaces(t *testing.T) {
 		}
 		isRefused(t, err, c.target.path, c.reason)
 	}
-	if list := at(devno{250, 0}, 1).places; len(list) > 2*maxLayers {
+	if list := at(devno(250, 0), 1).places; len(list) > 2*maxLayers {
 		t.Errorf("a circle of devices gave %d places", len(list))
 	}
 }
 
 func TestHostIdentity(t *testing.T) {
 	h := standIn(t, lvm())
-	for n, want := range map[devno]string{
-		{8, 0}:   "block:wwid=naa.5000_c500_a1b2_c3,size=512",
-		{8, 1}:   "block:wwid=naa.5000_c500_a1b2_c3,start=1048576,size=512",
-		{253, 0}: "block:dm=LVM-aaaa,size=512",
-		{254, 0}: "block:dev=254:0,diskseq=9,size=512",
-		{99, 7}:  "block:dev=99:7,diskseq=0,size=512",
+	for n, want := range map[sysfs.Devno]string{
+		devno(8, 0):   "block:wwid=naa.5000_c500_a1b2_c3,size=512",
+		devno(8, 1):   "block:wwid=naa.5000_c500_a1b2_c3,start=1048576,size=512",
+		devno(253, 0): "block:dm=LVM-aaaa,size=512",
+		devno(254, 0): "block:dev=254:0,diskseq=9,size=512",
+		devno(99, 7):  "block:dev=99:7,diskseq=0,size=512",
 	} {
 		if got := h.deviceIdentity(n, 512); got != want {
 			t.Errorf("%v: %s, want %s", n, got, want)
 		}
 	}
-	long := h.deviceIdentity(devno{254, 16}, 1<<62)
-	if len(long) > 255 || !strings.Contains(long, "~") || long == h.deviceIdentity(devno{254, 16}, 1<<61) {
+	long := h.deviceIdentity(devno(254, 16), 1<<62)
+	if len(long) > 255 || !strings.Contains(long, "~") || long == h.deviceIdentity(devno(254, 16), 1<<61) {
 		t.Errorf("long serial: %s", long)
 	}
 }
@@ -265,36 +266,16 @@ func FuzzPlain(f *testing.F) {
 	})
 }
 
-func FuzzUnescape(f *testing.F) {
-	for _, s := range []string{"", "/a b\\c\n", `\`, `\0`, `\04`, `\999`, "/plain", "\t"} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, s string) {
-		var escaped strings.Builder
-		for _, c := range []byte(s) {
-			if strings.IndexByte(" \t\n\\", c) >= 0 {
-				fmt.Fprintf(&escaped, `\%03o`, c)
-			} else {
-				escaped.WriteByte(c)
-			}
-		}
-		if got := unescape(escaped.String()); got != s {
-			t.Errorf("unescape(%q) = %q, want %q", escaped.String(), got, s)
-		}
-		_ = unescape(s) // whatever it is: no panic
-	})
-}
-
 // TestLoops finds a real loop device, its file, and where in it the device starts.
 func TestLoops(t *testing.T) {
 	backing := makeFile(t, filepath.Join(t.TempDir(), "name with spaces"), 1<<20)
-	path, _ := newLoop(t, backing, loopSpec{offset: 4096})
+	path := looptest.Attach(t, backing, looptest.Options{Offset: 4096}).Path
 	l := loopOver(t, backing)
 	var st unix.Stat_t
 	if err := unix.Stat(backing, &st); err != nil {
 		t.Fatal(err)
 	}
-	if l.name != filepath.Base(path) || l.ino != st.Ino || l.file != devnoOf(st.Dev) || l.isBlock || l.offset != 4096 {
+	if l.name != filepath.Base(path) || l.ino != st.Ino || l.file != sysfs.DevnoOf(st.Dev) || l.isBlock || l.offset != 4096 {
 		t.Errorf("loop %+v", l)
 	}
 	// Also once its file has no name any more.

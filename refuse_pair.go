@@ -3,6 +3,8 @@ package failback
 import (
 	"fmt"
 	"math"
+
+	"github.com/failback/failback/internal/sysfs"
 )
 
 // place is a range of something that bytes of a volume lie on. A volume has
@@ -48,10 +50,10 @@ func CheckPair(source, target *Disk) error {
 
 // filePlaces lists what a range of a regular file lies on. mountID is that of
 // the mount through which it was opened; 0 if that is not known.
-func (h host) filePlaces(n devno, ino, mountID uint64, at place, depth int) []place {
+func (h host) filePlaces(n sysfs.Devno, ino, mountID uint64, at place, depth int) []place {
 	at.key = fmt.Sprintf("file %v/%d", n, ino)
-	at.what = fmt.Sprintf("inode %d on %s", ino, h.name(n))
-	if n.major == 0 {
+	at.what = fmt.Sprintf("inode %d on %s", ino, h.Name(n))
+	if n.Major == 0 {
 		// btrfs and its like give files a number that no device has, and a
 		// subvolume another than its mount: only the mount tells the device.
 		var ok bool
@@ -63,17 +65,17 @@ func (h host) filePlaces(n devno, ino, mountID uint64, at place, depth int) []pl
 }
 
 // mountedBy finds the device behind a mount.
-func (h host) mountedBy(id uint64) (devno, bool) {
-	mounts, err := h.mounts()
+func (h host) mountedBy(id uint64) (sysfs.Devno, bool) {
+	mounts, err := h.Mounts()
 	if err != nil {
-		return devno{}, false
+		return sysfs.Devno{}, false
 	}
 	for _, m := range mounts {
-		if m.id == id {
+		if m.ID == id {
 			return h.mountedDevice(m)
 		}
 	}
-	return devno{}, false
+	return sysfs.Devno{}, false
 }
 
 // whole is the hosted place of everything on a thing of some size.
@@ -81,27 +83,27 @@ func whole(size int64) place { return place{end: size, hosted: true} }
 
 // devicePlaces lists what a range of a device lies on; at says which range, and
 // whether it is hosted.
-func (h host) devicePlaces(n devno, at place, depth int) []place {
+func (h host) devicePlaces(n sysfs.Devno, at place, depth int) []place {
 	if depth > maxLayers {
 		return nil
 	}
-	disk, start := h.disk(n)
+	disk, start := h.Disk(n)
 	at = at.moved(start)
-	at.key, at.what = "device "+disk.String(), h.name(disk)
+	at.key, at.what = "device "+disk.String(), h.Name(disk)
 	list := []place{at}
 	if wwid := h.wwid(disk); wwid != "" {
 		// Two paths to one disk are two devices with one name.
 		at.key, at.what = "wwid "+wwid, "the disk "+wwid
 		list = append(list, at)
 	}
-	if l, ok := h.loop(h.name(disk)); ok {
+	if l, ok := h.loop(h.Name(disk)); ok {
 		at = at.moved(l.offset)
 		if l.isBlock {
 			return append(list, h.devicePlaces(l.device, at, depth+1)...)
 		}
 		return append(list, h.filePlaces(l.file, l.ino, l.mountID, at, depth+1)...)
 	}
-	for _, s := range h.slaves(disk) {
+	for _, s := range h.Slaves(disk) {
 		list = append(list, h.devicePlaces(s, whole(h.size(s)), depth+1)...)
 	}
 	return list

@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/failback/failback/internal/looptest"
 )
 
 // pairRefused checks a pair in the direction given; both are opened for reading,
@@ -52,11 +54,11 @@ func TestCheckPairFiles(t *testing.T) {
 func TestCheckPairLoops(t *testing.T) {
 	dir := t.TempDir()
 	file := makeFile(t, filepath.Join(dir, "disk"), 4<<20)
-	whole, _ := newLoop(t, file, loopSpec{partition: true})
-	first, _ := newLoop(t, file, loopSpec{limit: 1 << 20})
-	later, _ := newLoop(t, file, loopSpec{offset: 1 << 20, limit: 1 << 20})
-	over, _ := newLoop(t, whole, loopSpec{offset: 1 << 20})
-	other, _ := newLoop(t, makeFile(t, filepath.Join(dir, "other"), 4<<20), loopSpec{})
+	whole := looptest.Attach(t, file, looptest.Options{Flags: unix.LO_FLAGS_PARTSCAN}).Path
+	first := looptest.Attach(t, file, looptest.Options{Limit: 1 << 20}).Path
+	later := looptest.Attach(t, file, looptest.Options{Offset: 1 << 20, Limit: 1 << 20}).Path
+	over := looptest.Attach(t, whole, looptest.Options{Offset: 1 << 20}).Path
+	other := looptest.Attach(t, makeFile(t, filepath.Join(dir, "other"), 4<<20), looptest.Options{}).Path
 	node := filepath.Join(dir, "node")
 	var st unix.Stat_t
 	if err := unix.Stat(whole, &st); err != nil {
@@ -77,7 +79,7 @@ func TestCheckPairLoops(t *testing.T) {
 	pairFine(t, first, over)
 	pairFine(t, whole, other)
 
-	p1, p2 := addPartition(t, whole, 1, 64<<10, 1<<20-64<<10), addPartition(t, whole, 2, 2<<20, 1<<20)
+	p1, p2 := looptest.Partition(t, whole, 1, 64<<10, 1<<20-64<<10), looptest.Partition(t, whole, 2, 2<<20, 1<<20)
 	pairRefused(t, whole, p1, "shares storage")
 	pairRefused(t, p2, whole, "shares storage")
 	pairRefused(t, p1, first, "shares storage")
@@ -89,13 +91,13 @@ func TestCheckPairLoops(t *testing.T) {
 func TestCheckPairFileSystem(t *testing.T) {
 	for _, kind := range []string{"ext4", "btrfs"} {
 		t.Run(kind, func(t *testing.T) {
-			dir, backing := fileSystem(t, kind, 128<<20, loopSpec{})
+			dir, backing := fileSystem(t, kind, 128<<20, looptest.Options{})
 			device := "/dev/" + loopOver(t, backing).name
 			file := makeFile(t, filepath.Join(dir, "volume"), 1<<20)
 			pairRefused(t, device, file, "it lies on the source")
 			pairRefused(t, file, device, "lies on it")
 			pairRefused(t, backing, file, "it lies on the source")
-			inner, _ := newLoop(t, file, loopSpec{})
+			inner := looptest.Attach(t, file, looptest.Options{}).Path
 			pairRefused(t, device, inner, "it lies on the source")
 			pairFine(t, file, makeFile(t, filepath.Join(dir, "another"), 1<<20))
 		})

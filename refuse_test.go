@@ -2,7 +2,6 @@ package failback
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"net"
@@ -14,6 +13,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/failback/failback/internal/looptest"
 )
 
 var asTarget = OpenOptions{Write: true}
@@ -62,22 +63,13 @@ func TestRefusedSizes(t *testing.T) {
 		openDisk(t, makeFile(t, filepath.Join(dir, "volume"), size), OpenOptions{})
 	}
 	t.Run("sectors", func(t *testing.T) {
-		path, _ := newLoop(t, makeFile(t, filepath.Join(dir, "odd"), 64<<10+512), loopSpec{sector: 4096})
+		path := looptest.Attach(t, makeFile(t, filepath.Join(dir, "odd"), 64<<10+512), looptest.Options{Sector: 4096}).Path
 		refused(t, path, OpenOptions{}, "4096-byte sectors")
 	})
 	t.Run("no device", func(t *testing.T) {
 		needRoot(t)
-		control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
-		if err != nil {
-			t.Skipf("needs loop devices: %v", err)
-		}
-		defer control.Close()
 		for range 100 { // until nobody else takes the free one
-			n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
-			if err != nil {
-				t.Skipf("needs a free loop device: %v", err)
-			}
-			path := fmt.Sprintf("/dev/loop%d", n)
+			path := looptest.Free(t)
 			d, err := Open(path, OpenOptions{})
 			if err != nil {
 				isRefused(t, err, path, "empty")
@@ -90,7 +82,7 @@ func TestRefusedSizes(t *testing.T) {
 }
 
 func TestRefusedMounted(t *testing.T) {
-	dir, backing := fileSystem(t, "ext4", 16<<20, loopSpec{partition: true})
+	dir, backing := fileSystem(t, "ext4", 16<<20, looptest.Options{Flags: unix.LO_FLAGS_PARTSCAN})
 	l := loopOver(t, backing)
 	device := "/dev/" + l.name
 	r := refused(t, device, asTarget, "mounted on "+dir)
@@ -104,7 +96,7 @@ func TestRefusedMounted(t *testing.T) {
 	}
 	refused(t, link, asTarget, "mounted on "+dir)
 	t.Run("partition of it", func(t *testing.T) {
-		refused(t, addPartition(t, device, 1, 1<<20, 1<<20), asTarget, "its disk "+l.name+" is mounted on")
+		refused(t, looptest.Partition(t, device, 1, 1<<20, 1<<20), asTarget, "its disk "+l.name+" is mounted on")
 	})
 	t.Run("file behind it", func(t *testing.T) {
 		refused(t, backing, asTarget, "the loop device "+l.name+" lies on it")
@@ -117,9 +109,9 @@ func TestRefusedMounted(t *testing.T) {
 
 func TestRefusedPartitionMounted(t *testing.T) {
 	needTool(t, "mkfs.ext4")
-	disk, _ := newLoop(t, makeFile(t, filepath.Join(t.TempDir(), "disk"), 32<<20), loopSpec{partition: true})
-	one := addPartition(t, disk, 1, 1<<20, 8<<20)
-	two := addPartition(t, disk, 2, 16<<20, 8<<20)
+	disk := looptest.Attach(t, makeFile(t, filepath.Join(t.TempDir(), "disk"), 32<<20), looptest.Options{Flags: unix.LO_FLAGS_PARTSCAN}).Path
+	one := looptest.Partition(t, disk, 1, 1<<20, 8<<20)
+	two := looptest.Partition(t, disk, 2, 16<<20, 8<<20)
 	if out, err := exec.Command("mkfs.ext4", "-q", "-F", one).CombinedOutput(); err != nil {
 		t.Fatalf("mkfs.ext4: %v\n%s", err, out)
 	}
@@ -134,7 +126,7 @@ func TestRefusedPartitionMounted(t *testing.T) {
 }
 
 func TestRefusedBtrfsMounted(t *testing.T) {
-	dir, backing := fileSystem(t, "btrfs", 128<<20, loopSpec{})
+	dir, backing := fileSystem(t, "btrfs", 128<<20, looptest.Options{})
 	refused(t, "/dev/"+loopOver(t, backing).name, asTarget, "mounted on "+dir)
 }
 
@@ -156,7 +148,7 @@ func loopOver(t *testing.T, backing string) loop {
 
 func TestRefusedHeld(t *testing.T) {
 	t.Run("by another failback", func(t *testing.T) {
-		device, _ := newLoop(t, makeFile(t, filepath.Join(t.TempDir(), "disk"), 1<<20), loopSpec{})
+		device := looptest.Attach(t, makeFile(t, filepath.Join(t.TempDir(), "disk"), 1<<20), looptest.Options{}).Path
 		d := openDisk(t, device, asTarget)
 		refused(t, device, asTarget, "holds it")
 		openDisk(t, device, OpenOptions{})
@@ -189,9 +181,9 @@ func TestRefusedHeld(t *testing.T) {
 		refused(t, path, asTarget, "has locked it")
 	})
 	t.Run("device under a loop device", func(t *testing.T) {
-		under, _ := newLoop(t, makeFile(t, filepath.Join(t.TempDir(), "disk"), 1<<20), loopSpec{partition: true})
-		part := addPartition(t, under, 1, 64<<10, 64<<10)
-		over, _ := newLoop(t, part, loopSpec{})
+		under := looptest.Attach(t, makeFile(t, filepath.Join(t.TempDir(), "disk"), 1<<20), looptest.Options{Flags: unix.LO_FLAGS_PARTSCAN}).Path
+		part := looptest.Partition(t, under, 1, 64<<10, 64<<10)
+		over := looptest.Attach(t, part, looptest.Options{}).Path
 		want := "the loop device " + filepath.Base(over) + " lies on it"
 		refused(t, part, asTarget, want)
 		refused(t, under, asTarget, want)
@@ -201,7 +193,7 @@ func TestRefusedHeld(t *testing.T) {
 
 func TestRefusedReadOnly(t *testing.T) {
 	t.Run("device", func(t *testing.T) {
-		device, _ := newLoop(t, makeFile(t, filepath.Join(t.TempDir(), "disk"), 1<<20), loopSpec{readOnly: true})
+		device := looptest.Attach(t, makeFile(t, filepath.Join(t.TempDir(), "disk"), 1<<20), looptest.Options{Flags: unix.LO_FLAGS_READ_ONLY}).Path
 		refused(t, device, asTarget, "read-only")
 		openDisk(t, device, OpenOptions{})
 	})
@@ -214,7 +206,7 @@ func TestRefusedReadOnly(t *testing.T) {
 		openDisk(t, path, OpenOptions{})
 	})
 	t.Run("mount", func(t *testing.T) {
-		dir, backing := fileSystem(t, "ext4", 16<<20, loopSpec{})
+		dir, backing := fileSystem(t, "ext4", 16<<20, looptest.Options{})
 		makeFile(t, filepath.Join(dir, "volume"), 4096)
 		view := mountOn(t, "/dev/"+loopOver(t, backing).name, "ext4", 0)
 		if err := unix.Mount("", view, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""); err != nil {
@@ -225,7 +217,7 @@ func TestRefusedReadOnly(t *testing.T) {
 	})
 	t.Run("immutable", func(t *testing.T) {
 		needTool(t, "chattr")
-		dir, _ := fileSystem(t, "ext4", 16<<20, loopSpec{})
+		dir, _ := fileSystem(t, "ext4", 16<<20, looptest.Options{})
 		path := makeFile(t, filepath.Join(dir, "volume"), 4096)
 		if out, err := exec.Command("chattr", "+i", path).CombinedOutput(); err != nil {
 			t.Skipf("needs chattr: %v\n%s", err, out)
@@ -271,7 +263,7 @@ func TestRefusedPermission(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	device, _ := newLoop(t, makeFile(t, path+".disk", 4096), loopSpec{})
+	device := looptest.Attach(t, makeFile(t, path+".disk", 4096), looptest.Options{}).Path
 	// The permission checks of one thread only; the thread ends with the goroutine.
 	done := make(chan struct{})
 	go func() {
@@ -293,7 +285,7 @@ func TestRefusedSwap(t *testing.T) {
 	needRoot(t)
 	needTool(t, "mkswap")
 	needTool(t, "swapon")
-	device, _ := newLoop(t, makeFile(t, filepath.Join(t.TempDir(), "disk"), 1<<20), loopSpec{})
+	device := looptest.Attach(t, makeFile(t, filepath.Join(t.TempDir(), "disk"), 1<<20), looptest.Options{}).Path
 	if out, err := exec.Command("mkswap", device).CombinedOutput(); err != nil {
 		t.Fatalf("mkswap: %v\n%s", err, out)
 	}

@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/failback/failback/internal/sysfs"
 )
 
 // refuseUsedFile refuses a regular file that something writes behind our back.
@@ -15,7 +17,7 @@ func (h host) refuseUsedFile(path string, st *unix.Stat_t) error {
 		// did not mean it to be overwritten.
 		return &RefusedError{Volume: path, Reason: "nobody has permission to write it", Next: "allow it with: chmod u+w FILE"}
 	}
-	for _, name := range h.swaps() {
+	for _, name := range h.Swaps() {
 		var s unix.Stat_t
 		if unix.Stat(name, &s) == nil && s.Dev == st.Dev && s.Ino == st.Ino {
 			return refuseSwap(path, name)
@@ -26,7 +28,7 @@ func (h host) refuseUsedFile(path string, st *unix.Stat_t) error {
 		return refuseBlind(path, err)
 	}
 	for _, l := range loops {
-		if !l.isBlock && l.file == devnoOf(st.Dev) && l.ino == st.Ino {
+		if !l.isBlock && l.file == sysfs.DevnoOf(st.Dev) && l.ino == st.Ino {
 			return refuseLoop(path, l)
 		}
 	}
@@ -36,17 +38,16 @@ func (h host) refuseUsedFile(path string, st *unix.Stat_t) error {
 // refuseUsedDevice refuses a block device that is mounted, swapped to or built
 // upon, it or a part of it, or the disk it is a part of. Opening it with O_EXCL
 // finds most of these too, but cannot say which.
-func (h host) refuseUsedDevice(path string, n devno) error {
-	if h.attr(h.dir(n), "ro") == "1" {
+func (h host) refuseUsedDevice(path string, n sysfs.Devno) error {
+	if sysfs.Attr(h.Dir(n), "ro") == "1" {
 		return &RefusedError{Volume: path, Reason: "the device is read-only", Next: "allow writes with: blockdev --setrw DEVICE"}
 	}
 	family := h.family(n)
 	if err := h.refuseMounted(path, n, family); err != nil {
 		return err
 	}
-	for _, name := range h.swaps() {
-		var s unix.Stat_t
-		if unix.Stat(name, &s) == nil && s.Mode&unix.S_IFMT == unix.S_IFBLK && slices.Contains(family, devnoOf(s.Rdev)) {
+	for _, name := range h.Swaps() {
+		if at, ok := sysfs.BlockDevice(name); ok && slices.Contains(family, at) {
 			return refuseSwap(path, name)
 		}
 	}
@@ -71,33 +72,33 @@ func (h host) refuseUsedDevice(path string, n devno) error {
 
 // family is a device with the devices whose bytes are also its own: the
 // partitions of a disk, or the disk of a partition.
-func (h host) family(n devno) []devno {
-	list := append([]devno{n}, h.partitions(n)...)
-	if disk, _ := h.disk(n); disk != n {
+func (h host) family(n sysfs.Devno) []sysfs.Devno {
+	list := append([]sysfs.Devno{n}, h.Partitions(n)...)
+	if disk, _ := h.Disk(n); disk != n {
 		list = append(list, disk)
 	}
 	return list
 }
 
 // which names a member of a device's family as seen from the device.
-func (h host) which(n, member devno) string {
-	switch disk, _ := h.disk(n); member {
+func (h host) which(n, member sysfs.Devno) string {
+	switch disk, _ := h.Disk(n); member {
 	case n:
 		return "it"
 	case disk:
-		return "its disk " + h.name(member)
+		return "its disk " + h.Name(member)
 	}
-	return "its partition " + h.name(member)
+	return "its partition " + h.Name(member)
 }
 
-func (h host) refuseMounted(path string, n devno, family []devno) error {
-	mounts, err := h.mounts()
+func (h host) refuseMounted(path string, n sysfs.Devno, family []sysfs.Devno) error {
+	mounts, err := h.Mounts()
 	if err != nil {
 		return refuseBlind(path, err)
 	}
 	for _, m := range mounts {
-		at := m.dev
-		if at.major == 0 {
+		at := m.Dev
+		if at.Major == 0 {
 			// btrfs and its like have a number that no device has.
 			var ok bool
 			if at, ok = h.mountedDevice(m); !ok {
@@ -106,23 +107,19 @@ func (h host) refuseMounted(path string, n devno, family []devno) error {
 		}
 		if slices.Contains(family, at) {
 			return &RefusedError{Volume: path,
-				Reason: fmt.Sprintf("%s is mounted on %s", h.which(n, at), m.point),
-				Next:   "unmount it first (umount " + m.point + "), or " + otherTarget}
+				Reason: fmt.Sprintf("%s is mounted on %s", h.which(n, at), m.Point),
+				Next:   "unmount it first (umount " + m.Point + "), or " + otherTarget}
 		}
 	}
 	return nil
 }
 
 // mountedDevice finds the device of a mount that is known by its source only.
-func (h host) mountedDevice(m mount) (devno, bool) {
-	if !strings.HasPrefix(m.source, h.dev+"/") {
-		return devno{}, false // never a path on a network that may not answer
+func (h host) mountedDevice(m sysfs.Mount) (sysfs.Devno, bool) {
+	if !strings.HasPrefix(m.Source, h.dev+"/") {
+		return sysfs.Devno{}, false // never a path on a network that may not answer
 	}
-	var st unix.Stat_t
-	if unix.Stat(m.source, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK {
-		return devno{}, false
-	}
-	return devnoOf(st.Rdev), true
+	return sysfs.BlockDevice(m.Source)
 }
 
 func refuseSwap(path, name string) error {

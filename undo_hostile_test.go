@@ -13,6 +13,7 @@ import (
 	"github.com/klauspost/compress/s2"
 
 	"github.com/failback/failback/cbt"
+	"github.com/failback/failback/internal/looptest"
 	"github.com/failback/failback/transport/message"
 )
 
@@ -174,7 +175,7 @@ func TestUndoInUndo(t *testing.T) {
 
 // TestUndoDiskFull: a real file system that has no more room.
 func TestUndoDiskFull(t *testing.T) {
-	dir, _ := fileSystem(t, "ext4", 16<<20, loopSpec{})
+	dir, _ := fileSystem(t, "ext4", 16<<20, looptest.Options{})
 	vol := namedVolume("to", randomVolume(1, 24<<20))
 	old := bytes.Clone(vol.b)
 	path := filepath.Join(dir, "x.fbu")

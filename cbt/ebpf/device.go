@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/failback/failback/internal/sysfs"
 )
 
 // device is what the kernel tells of a block device now.
@@ -87,12 +89,12 @@ func lookNumber(n kernelNumber) (device, error) {
 // refuse returns a [RefusedError] if the device cannot be tracked at all.
 func (d device) refuse() error {
 	e := &RefusedError{Device: d.path}
-	zoned := attr(d.diskDir + "/queue/zoned")
+	zoned := sysfs.Attr(d.diskDir + "/queue/zoned")
 	who := d.opaqueHolder()
 	switch {
 	case zoned != "none" && zoned != "":
 		e.Reason = fmt.Sprintf("it is a zoned device (%s): its write pointers move by other commands than writes", zoned)
-	case attr(d.diskDir+"/queue/dax") == "1":
+	case sysfs.Attr(d.diskDir+"/queue/dax") == "1":
 		e.Reason = "it can be mapped directly (DAX): stores to such a mapping pass no block layer"
 	case d.sectors == 0:
 		e.Reason = "it has no size: nothing is attached to it"
@@ -135,10 +137,10 @@ func (d device) opaqueHolder() string {
 			return "/dev/" + name
 		}
 		_, err := os.Stat(h + "/mq")
-		if errors.Is(err, fs.ErrNotExist) && !strings.HasPrefix(attr(h+"/dm/uuid"), "mpath-") {
+		if errors.Is(err, fs.ErrNotExist) && !strings.HasPrefix(sysfs.Attr(h+"/dm/uuid"), "mpath-") {
 			continue
 		}
-		if mapped := attr(h + "/dm/name"); mapped != "" {
+		if mapped := sysfs.Attr(h + "/dm/name"); mapped != "" {
 			return "/dev/mapper/" + mapped
 		}
 		return "/dev/" + name
@@ -149,7 +151,7 @@ func (d device) opaqueHolder() string {
 // counted reports whether the kernel counts what is under way on the disk: not
 // with its io statistics off. For zram that is no matter, it counts always.
 func (d device) counted() bool {
-	return attr(d.diskDir+"/queue/iostats") == "1" || strings.HasPrefix(filepath.Base(d.diskDir), "zram")
+	return sysfs.Attr(d.diskDir+"/queue/iostats") == "1" || strings.HasPrefix(filepath.Base(d.diskDir), "zram")
 }
 
 func (d device) statsFile() string {
@@ -158,7 +160,7 @@ func (d device) statsFile() string {
 
 // changed reports whether the kernel has counted a write or a discard that ended.
 func (d device) changed() bool {
-	f := strings.Fields(attr(d.diskDir + "/stat")) // Documentation/block/stat.rst
+	f := strings.Fields(sysfs.Attr(d.diskDir + "/stat")) // Documentation/block/stat.rst
 	return len(f) > 4 && f[4] != "0" || len(f) > 11 && f[11] != "0"
 }
 
@@ -170,25 +172,17 @@ func (d device) changed() bool {
 // from one answer to the next. A device-mapper device that is suspended holds all.
 // Where the disk is not counted the answer means nothing: see Tracker.watch.
 func (d device) quiet() (counted string, idle bool) {
-	f := strings.Fields(attr(d.diskDir + "/inflight"))
-	if len(f) != 2 || f[1] != "0" || attr(d.diskDir+"/dm/suspended") == "1" {
+	f := strings.Fields(sysfs.Attr(d.diskDir + "/inflight"))
+	if len(f) != 2 || f[1] != "0" || sysfs.Attr(d.diskDir+"/dm/suspended") == "1" {
 		return "", false
 	}
-	if s := attr(d.diskDir + "/queue/scheduler"); s == "" || s == "none" || strings.Contains(s, "[none]") {
+	if s := sysfs.Attr(d.diskDir + "/queue/scheduler"); s == "" || s == "none" || strings.Contains(s, "[none]") {
 		return "", true
 	}
-	return attr(d.diskDir + "/stat"), f[0] == "0"
+	return sysfs.Attr(d.diskDir + "/stat"), f[0] == "0"
 }
 
-// attr returns a file of sysfs without its newline, "" where there is none.
-func attr(path string) string {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return ""
-	}
-	return strings.TrimSpace(string(b))
-}
-
+// attrUint returns a number of sysfs. A file that is not there is an error.
 func attrUint(path string) (uint64, error) {
 	b, err := os.ReadFile(path)
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"unsafe"
 
 	"github.com/failback/failback/cbt"
+	"github.com/failback/failback/internal/sysfs"
 )
 
 // Devices that only some kernels have.
@@ -187,7 +188,7 @@ func TestZoned(t *testing.T) {
 	needKernel(t)
 	files, _ := filepath.Glob("/sys/block/*/queue/zoned")
 	for _, f := range files {
-		if attr(f) == "none" {
+		if sysfs.Attr(f) == "none" {
 			continue
 		}
 		device := "/dev/" + strings.Split(f, "/")[3]
@@ -206,7 +207,7 @@ func TestPassthrough(t *testing.T) {
 	device := ""
 	models, _ := filepath.Glob("/sys/block/sd*/device/model")
 	for _, f := range models {
-		if attr(f) == "scsi_debug" {
+		if sysfs.Attr(f) == "scsi_debug" {
 			device = "/dev/" + strings.Split(f, "/")[3]
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/failback/failback/cbt"
+	"github.com/failback/failback/internal/looptest"
 	"golang.org/x/sys/unix"
 )
 
@@ -17,7 +18,7 @@ import (
 func TestPartitions(t *testing.T) {
 	needKernel(t)
 	disk := newLoop(t, makeFile(t, scratch(t)+"/disk", 16<<20), unix.LO_FLAGS_PARTSCAN)
-	one, two := addPartition(t, disk, 1, 1<<20, 4<<20), addPartition(t, disk, 2, 5<<20+4096, 4<<20+512)
+	one, two := looptest.Partition(t, disk, 1, 1<<20, 4<<20), looptest.Partition(t, disk, 2, 5<<20+4096, 4<<20+512)
 	fs := ownFS(t)
 	tracker := map[string]*Tracker{}
 	for _, path := range []string{disk, one, two} {
@@ -58,7 +59,7 @@ func TestPartitions(t *testing.T) {
 		two: {{Off: 4 << 20, End: 4<<20 + 512}}, disk: {{Off: 9<<20 + 4096, End: 9<<20 + 8192}},
 	})
 	// Of a partition that came when its disk was tracked already.
-	three := addPartition(t, disk, 3, 12<<20, 1<<20)
+	three := looptest.Partition(t, disk, 3, 12<<20, 1<<20)
 	write(three, 4096, 4096)
 	want("written to a new partition", map[string][]cbt.Extent{disk: {{Off: 12<<20 + 4096, End: 12<<20 + 8192}}})
 
@@ -116,7 +117,7 @@ func newPartitioned(t testing.TB, sizes ...int64) (disk string, parts []string) 
 		part := fmt.Sprintf("%sp%d", disk, i+1)
 		if _, err := os.Stat("/sys/class/block/" + filepath.Base(part)); err != nil {
 			t.Logf("this kernel reads no such table: %v", err)
-			addPartition(t, disk, int32(i+1), at, size)
+			looptest.Partition(t, disk, i+1, at, size)
 		}
 		at += size
 		if !until(t, 5*second, func() bool { _, err := os.Stat(part); return err == nil }) {

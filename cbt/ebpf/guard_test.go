@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/failback/failback/internal/sysfs"
 )
 
 // Nothing is left behind, also by a test that is killed: mounts, and the pins in
@@ -51,18 +53,13 @@ func TestMain(m *testing.M) {
 // letGo unmounts the copies that a new mount namespace has of others' mounts: of
 // tests that run beside these, whose loop devices would be busy as long as we are.
 func letGo() {
-	text, err := os.ReadFile("/proc/self/mountinfo")
+	mounts, err := sysfs.This.Mounts()
 	if err != nil {
 		return // then there is nothing to be known of
 	}
-	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
-	for _, line := range slices.Backward(lines) {
-		// 36 35 7:0 / /mnt rw,noatime - ext4 /dev/loop0 rw
-		place, rest, ok := strings.Cut(line, " - ")
-		fields, source := strings.Fields(place), strings.Fields(rest)
-		if ok && len(fields) > 4 && fields[4] != "/" && len(source) > 1 && strings.HasPrefix(source[1], "/dev/loop") {
-			dir := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(fields[4])
-			_ = unix.Unmount(dir, unix.MNT_DETACH) // what stays disturbs others, not us
+	for _, m := range slices.Backward(mounts) {
+		if m.Point != "/" && strings.HasPrefix(m.Source, "/dev/loop") {
+			_ = unix.Unmount(m.Point, unix.MNT_DETACH) // what stays disturbs others, not us
 		}
 	}
 }

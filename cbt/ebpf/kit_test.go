@@ -12,8 +12,11 @@ import (
 	"time"
 	"unsafe"
 
-	"github.com/failback/failback/cbt"
 	"golang.org/x/sys/unix"
+
+	"github.com/failback/failback/cbt"
+	"github.com/failback/failback/internal/looptest"
+	"github.com/failback/failback/internal/sysfs"
 )
 
 // The stage: real devices, and a bpffs of the test's own. All is taken down by
@@ -94,49 +97,15 @@ func makeFile(t testing.TB, path string, size int64) string {
 // newLoop puts a loop device over a file until the test ends.
 func newLoop(t testing.TB, backing string, flags uint32) string {
 	t.Helper()
-	path, _ := briefLoop(t, backing, flags)
-	return path
+	return briefLoop(t, backing, flags).Path
 }
 
-// briefLoop puts a loop device over a file until detach is called.
-func briefLoop(t testing.TB, backing string, flags uint32) (path string, detach func()) {
+// briefLoop puts a loop device over a file until it is released.
+func briefLoop(t testing.TB, backing string, flags uint32) *looptest.Device {
 	t.Helper()
-	back, err := os.OpenFile(backing, os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer back.Close()
-	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
-	if err != nil {
-		t.Skipf("needs loop devices: %v", err)
-	}
-	defer control.Close()
-	conf := unix.LoopConfig{Fd: uint32(back.Fd())}
-	conf.Info.Flags = unix.LO_FLAGS_AUTOCLEAR | flags
-	for range 100 { // another process may take the free one first
-		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
-		if err != nil {
-			t.Skipf("needs a free loop device: %v", err)
-		}
-		path := fmt.Sprintf("/dev/loop%d", n)
-		dev, err := os.OpenFile(path, os.O_RDWR, 0)
-		if err != nil {
-			continue
-		}
-		if err := unix.IoctlLoopConfigure(int(dev.Fd()), &conf); err != nil {
-			dev.Close()
-			if errors.Is(err, unix.EBUSY) {
-				continue
-			}
-			t.Fatalf("configure %s: %v", path, err)
-		}
-		setStats(t, path, true)         // whoever had this number before may have been killed
-		detach = func() { dev.Close() } // the last user's close detaches it
-		t.Cleanup(detach)
-		return path, detach
-	}
-	t.Skip("needs a loop device: none stayed free")
-	return "", nil
+	d := looptest.Attach(t, backing, looptest.Options{Flags: flags})
+	setStats(t, d.Path, true) // whoever had this number before may have been killed
+	return d
 }
 
 // setStats turns the io statistics of a disk on or off, which waits for all that
@@ -144,7 +113,7 @@ func briefLoop(t testing.TB, backing string, flags uint32) (path string, detach 
 func setStats(t testing.TB, device string, on bool) {
 	t.Helper()
 	path, want := "/sys/block/"+filepath.Base(device)+"/queue/iostats", map[bool]string{true: "1", false: "0"}[on]
-	if attr(path) == want {
+	if sysfs.Attr(path) == want {
 		return
 	}
 	if err := os.WriteFile(path, []byte(want), 0o600); err != nil {
@@ -160,50 +129,6 @@ func newZram(t testing.TB, size int64) string {
 	}
 	_, n := hold(t, "zram", fmt.Sprint(size))
 	return "/dev/zram" + n
-}
-
-// addPartition makes a partition of a disk without a partition table.
-func addPartition(t testing.TB, disk string, number int32, off, size int64) string {
-	t.Helper()
-	path, ok := tryPartition(t, disk, number, off, size)
-	if !ok {
-		t.Skipf("needs partitions on %s", disk)
-	}
-	return path
-}
-
-func tryPartition(t testing.TB, disk string, number int32, off, size int64) (path string, ok bool) {
-	t.Helper()
-	call := func(op int32) error {
-		f, err := os.Open(disk)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		part := struct {
-			start, length int64
-			pno           int32
-			_             [132]byte
-		}{start: off, length: size, pno: number}
-		arg := struct {
-			op, flags, datalen int32
-			data               unsafe.Pointer
-		}{op: op, datalen: int32(unsafe.Sizeof(part)), data: unsafe.Pointer(&part)}
-		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.BLKPG, uintptr(unsafe.Pointer(&arg))); errno != 0 {
-			return errno
-		}
-		return nil
-	}
-	if err := call(unix.BLKPG_ADD_PARTITION); err != nil {
-		t.Logf("no partition on %s: %v", disk, err)
-		return "", false
-	}
-	t.Cleanup(func() {
-		if !until(t, 10*time.Second, func() bool { return call(unix.BLKPG_DEL_PARTITION) == nil }) {
-			t.Errorf("partition %d of %s stays", number, disk)
-		}
-	})
-	return fmt.Sprintf("%sp%d", disk, number), true
 }
 
 // until asks again and again, for a state of the kernel that tells nobody when

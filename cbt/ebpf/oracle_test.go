@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/failback/failback/cbt"
+	"github.com/failback/failback/internal/looptest"
 	"golang.org/x/sys/unix"
 )
 
@@ -207,7 +208,7 @@ func (o *oracleRun) direct(path string) {
 func (o *oracleRun) raw() {
 	o.t.Helper()
 	f := openFile(o.t, o.device, os.O_RDWR)
-	if part, ok := tryPartition(o.t, o.device, 7, 64<<20+4096, 8<<20); ok {
+	if part, err := looptest.TryPartition(o.t, o.device, 7, 64<<20+4096, 8<<20); err == nil {
 		p := openFile(o.t, part, os.O_RDWR)
 		if _, err := p.WriteAt(bytes.Repeat([]byte("dd"), 3<<20), 4096+512); err != nil {
 			o.t.Fatal(err)
@@ -215,6 +216,8 @@ func (o *oracleRun) raw() {
 		if err := errors.Join(p.Sync(), p.Close()); err != nil {
 			o.t.Fatal(err)
 		}
+	} else {
+		o.t.Logf("no partition on %s: %v", o.device, err)
 	}
 	for range 200 {
 		off := o.rng.Int64N(oracleSize - 1<<20)

@@ -5,6 +5,7 @@ import (
 	"os"
 
 	"github.com/failback/failback/cbt"
+	"github.com/failback/failback/internal/sysfs"
 )
 
 // doubt returns why nothing can be vouched for from now on, "" if all is well.
@@ -61,7 +62,7 @@ func (t *Tracker) deviceDoubt() string {
 		return fmt.Sprintf("the device was resized from %d to %d bytes", size, int64(d.sectors)*sector)
 	}
 	t.watch(d)
-	if attr(d.diskDir+"/queue/dax") == "1" {
+	if sysfs.Attr(d.diskDir+"/queue/dax") == "1" {
 		return "the device can be mapped directly (DAX)"
 	}
 	if who := d.opaqueHolder(); who != "" {

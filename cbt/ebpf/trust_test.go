@@ -67,13 +67,12 @@ func TestGrownAndShrunk(t *testing.T) {
 func TestReplaced(t *testing.T) {
 	needKernel(t)
 	dir := scratch(t)
-	path, detach := briefLoop(t, makeFile(t, dir+"/one", 4<<20), 0)
-	tr := sealed(t, path, Options{}, 2)
-	detach()
+	first := briefLoop(t, makeFile(t, dir+"/one", 4<<20), 0)
+	tr := sealed(t, first.Path, Options{}, 2)
+	first.Release()
 	wantLost(t, tr, "replaced")
-	if _, again := briefLoop(t, makeFile(t, dir+"/two", 4<<20), 0); again != nil {
-		wantLost(t, tr, "replaced")
-	}
+	newLoop(t, makeFile(t, dir+"/two", 4<<20), 0)
+	wantLost(t, tr, "replaced")
 	if err := tr.Seal(3); err == nil {
 		t.Error("sealed a device that was replaced")
 	}

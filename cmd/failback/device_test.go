@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/failback/failback/internal/looptest"
 )
 
 // Volumes that fail in mid-session: what the user is told, and that the next run
@@ -70,7 +72,7 @@ type loss struct {
 
 var losses = []loss{
 	// Linux detaches a loop device when its last user closes it, not before.
-	{"detached", func(t *testing.T, c *goneCell) { c.device.detach(t) }, nil},
+	{"detached", func(t *testing.T, c *goneCell) { c.device.Detach(t) }, nil},
 	// The file behind it is cut short: reads fail, writes make it longer again.
 	{"cut short", func(t *testing.T, c *goneCell) {
 		if err := os.Truncate(c.volume, 0); err != nil {
@@ -91,14 +93,14 @@ type goneCell struct {
 	fs       *smallFS
 	volume   string // the file behind the device
 	other    string // the volume that stays
-	device   *loopDevice
+	device   *looptest.Device
 	server   *process
 	content  []byte
 }
 
 func (c *goneCell) start(t *testing.T, more ...string) *process {
 	t.Helper()
-	gone := c.device.path
+	gone := c.device.Path
 	if c.served {
 		socket := filepath.Join(c.dir, "s.sock")
 		c.server = serve(t, c.bin, socket, "--limit", goneRate, "--window", goneWindow,
@@ -152,7 +154,7 @@ func (c *goneCell) begun(t *testing.T) bool {
 
 func (c *goneCell) mount(t *testing.T) {
 	t.Helper()
-	c.device = attach(t, c.volume)
+	c.device = looptest.Attach(t, c.volume, looptest.Options{})
 }
 
 // mend brings the device back: a source with its content, a target with
@@ -161,8 +163,8 @@ func (c *goneCell) mount(t *testing.T) {
 func (c *goneCell) mend(t *testing.T) {
 	t.Helper()
 	device := c.device
-	device.release()
-	eventually(t, "the device to be free", func() bool { return !device.attached() })
+	device.Release()
+	eventually(t, "the device to be free", func() bool { return !device.Attached() })
 	c.stop(t)
 	c.fs.unmount(t)
 	c.fs.mount(t)
@@ -217,11 +219,11 @@ func testGone(t *testing.T, c *goneCell, l loss) {
 		if code := p.wait(t); code != 0 {
 			t.Fatalf("exit code %d; it said:\n%s", code, p.said.String())
 		}
-		eventually(t, "the device to go with its last user", func() bool { return !device.attached() })
+		eventually(t, "the device to go with its last user", func() bool { return !device.Attached() })
 	} else {
 		f := fails(t, p, l.words...)
-		if !strings.Contains(f.Error, device.path) && !strings.Contains(f.Error, " v:") {
-			t.Errorf("told %q, which names neither the device %s nor the volume v", f.Error, device.path)
+		if !strings.Contains(f.Error, device.Path) && !strings.Contains(f.Error, " v:") {
+			t.Errorf("told %q, which names neither the device %s nor the volume v", f.Error, device.Path)
 		}
 		f.partly(t)
 		c.mend(t)

@@ -48,7 +48,7 @@ func frozenFS(t *testing.T) (fs *smallFS, plan quiesce.Plan) {
 		for thaw(t, fs) == nil {
 		}
 	})
-	return fs, quiesce.Plan{Device: fs.device.path, Mount: fs.dir, Program: build(t), Timeout: patience, Limit: patience}
+	return fs, quiesce.Plan{Device: fs.device.Path, Mount: fs.dir, Program: build(t), Timeout: patience, Limit: patience}
 }
 
 func thaw(t *testing.T, fs *smallFS) error {

@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/failback/failback/internal/looptest"
 )
 
 // The stage for live syncs: a file system on a loop device with writers at work,
@@ -45,7 +47,7 @@ type liveStage struct {
 	liveKind
 	bin, dir      string
 	image, mount  string // the file behind the source, and where its file system is
-	device        *loopDevice
+	device        *looptest.Device
 	target, state string
 	at            string // how a sync names the target, if that is not its path
 	works         []*work
@@ -113,13 +115,13 @@ func newLiveStage(t *testing.T, kind liveKind, bin string) *liveStage {
 		t.Fatal(err)
 	}
 	tool(t, s.make[0], append(slices.Clone(s.make[1:]), s.image)...)
-	s.device = attach(t, s.image)
+	s.device = looptest.Attach(t, s.image, looptest.Options{})
 	t.Cleanup(func() { s.close(t) })
-	if err := unix.Mount(s.device.path, s.mount, s.name, unix.MS_NOATIME, ""); err != nil {
+	if err := unix.Mount(s.device.Path, s.mount, s.name, unix.MS_NOATIME, ""); err != nil {
 		if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EPERM) {
 			t.Skipf("needs mounts of %s: %v", s.name, err)
 		}
-		t.Fatalf("mount %s: %v", s.device.path, err)
+		t.Fatalf("mount %s: %v", s.device.Path, err)
 	}
 	seed := dice(t).Uint64()
 	s.works = []*work{
@@ -162,20 +164,20 @@ func (s *liveStage) close(t *testing.T) {
 	}
 	eventually(t, "the holders to be gone", func() bool { return len(holders(t, s.bin)) == 0 })
 	if s.tracked(t) {
-		finish(t, 0, s.bin, "track", "stop", s.device.path, "--state", s.state)
+		finish(t, 0, s.bin, "track", "stop", s.device.Path, "--state", s.state)
 	}
 	eventually(t, "the file system to be idle", func() bool {
 		err := unix.Unmount(s.mount, 0)
 		return err == nil || errors.Is(err, unix.EINVAL)
 	})
-	s.device.release()
+	s.device.Release()
 }
 
 // tracked reports whether the kernel records what is written to the source.
 func (s *liveStage) tracked(t *testing.T) bool {
 	t.Helper()
 	p := finish(t, 0, s.bin, "track", "status", "--json", "--state", s.state)
-	return strings.Contains(p.stdout.String(), strconv.Quote(s.device.path))
+	return strings.Contains(p.stdout.String(), strconv.Quote(s.device.Path))
 }
 
 // liveTold is what a live sync reports.
@@ -227,7 +229,7 @@ func (s *liveStage) byHooks() []string {
 // long, which is not what is tested.
 func (s *liveStage) args(how []string, more ...string) []string {
 	args := []string{"sync", "--live", "--json", "--state", s.state, "--pause", "5s", "--pause-limit", "15s", "--keep-tracking"}
-	return slices.Concat(args, how, more, []string{s.device.path, cmp.Or(s.at, s.target)})
+	return slices.Concat(args, how, more, []string{s.device.Path, cmp.Or(s.at, s.target)})
 }
 
 // rate has every writer begin a thing so often.
@@ -298,15 +300,15 @@ func (s *liveStage) sound(t *testing.T) {
 	if s.name == "ext4" { // which leaves nothing to recover when it is frozen
 		tool(t, s.check[0], append(slices.Clone(s.check[1:]), image)...)
 	}
-	l := attach(t, image)
-	if err := unix.Mount(l.path, dir, s.name, unix.MS_RDONLY|unix.MS_NOATIME, s.option); err != nil {
+	l := looptest.Attach(t, image, looptest.Options{})
+	if err := unix.Mount(l.Path, dir, s.name, unix.MS_RDONLY|unix.MS_NOATIME, s.option); err != nil {
 		t.Fatalf("mount the target: %v", err)
 	}
 	for _, w := range s.works {
 		w.proves(t, dir, s.since(t))
 	}
 	eventually(t, "the copy to be idle", func() bool { return unix.Unmount(dir, 0) == nil })
-	l.release()
+	l.Release()
 	tool(t, s.check[0], append(slices.Clone(s.check[1:]), image)...)
 }
 
@@ -323,7 +325,7 @@ func (s *liveStage) goOn(t *testing.T) {
 func (s *liveStage) covered(t *testing.T) (differ int) {
 	t.Helper()
 	offs := differing(t, s.image, s.target)
-	p := finish(t, 0, s.bin, "track", "extents", s.device.path, "--json")
+	p := finish(t, 0, s.bin, "track", "extents", s.device.Path, "--json")
 	var told struct {
 		Extents []struct{ Offset, Length int64 }
 	}

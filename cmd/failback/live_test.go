@@ -112,7 +112,7 @@ func (s *liveStage) foreign(t *testing.T) {
 // alone: a tracker that was started for one sync ends with it.
 func (s *liveStage) alone(t *testing.T) {
 	t.Helper()
-	finish(t, 0, s.bin, "track", "stop", s.device.path, "--state", s.state)
+	finish(t, 0, s.bin, "track", "stop", s.device.Path, "--state", s.state)
 	for range 2 {
 		if r := s.live(t, s.byHooks(), "--keep-tracking=false"); r.Rung != "merkle" {
 			t.Errorf("rung %s: %s", r.Rung, r.Reason)
@@ -267,10 +267,10 @@ func liveRefuses(t *testing.T, bin string) {
 	before := s.stamp(t)
 	fails(start(t, s.bin, "sync", "--live", "--state", s.state, "--freeze", s.mount, s.image, s.target),
 		"the writes of others to a file are not seen", "losetup --find --show "+s.image)
-	fails(start(t, s.bin, "sync", "--live", "--state", s.state, "--freeze", t.TempDir(), s.device.path, s.target), "is not a mount point")
-	fails(start(t, s.bin, "sync", "--live", "--state", s.state, "--freeze", s.mount, s.device.path, "--undo", filepath.Join(s.mount, "undo"), s.target),
+	fails(start(t, s.bin, "sync", "--live", "--state", s.state, "--freeze", t.TempDir(), s.device.Path, s.target), "is not a mount point")
+	fails(start(t, s.bin, "sync", "--live", "--state", s.state, "--freeze", s.mount, s.device.Path, "--undo", filepath.Join(s.mount, "undo"), s.target),
 		"lies on the file system", "each would wait for the other")
-	fails(start(t, s.bin, "sync", "--live", "--state", s.state, "--freeze", s.mount, "--trust-tracker", s.device.path, s.target),
+	fails(start(t, s.bin, "sync", "--live", "--state", s.state, "--freeze", s.mount, "--trust-tracker", s.device.Path, s.target),
 		"was not tracked until now")
 	// Who may use the device, and not track it. The hooks of the test do what they
 	// do as somebody else, so the freeze is asked of the test.

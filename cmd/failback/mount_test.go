@@ -2,82 +2,20 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/failback/failback/internal/looptest"
 )
-
-// loopDevice puts a loop device over a file. It is detached with the last user,
-// at the latest when the test ends.
-type loopDevice struct {
-	path string
-	held *os.File
-}
-
-func attach(t *testing.T, backing string) *loopDevice {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root (CAP_SYS_ADMIN) to set up loop devices and mounts")
-	}
-	back, err := os.OpenFile(backing, os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer back.Close()
-	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
-	if err != nil {
-		t.Skipf("needs loop devices: %v", err)
-	}
-	defer control.Close()
-	conf := unix.LoopConfig{Fd: uint32(back.Fd()), Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR}}
-	for range 100 { // another process may take the free one first
-		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
-		if err != nil {
-			t.Skipf("needs a free loop device: %v", err)
-		}
-		l := &loopDevice{path: fmt.Sprintf("/dev/loop%d", n)}
-		if l.held, err = os.OpenFile(l.path, os.O_RDWR, 0); err != nil {
-			continue
-		}
-		if err = unix.IoctlLoopConfigure(int(l.held.Fd()), &conf); err == nil {
-			t.Cleanup(l.release)
-			return l
-		}
-		l.held.Close()
-		if !errors.Is(err, unix.EBUSY) {
-			t.Fatalf("configure %s over %s: %v", l.path, backing, err)
-		}
-	}
-	t.Skip("needs a loop device: none stayed free")
-	return nil
-}
-
-// release gives up our hold on the device; others may still have theirs.
-func (l *loopDevice) release() { l.held.Close() }
-
-// detach is losetup -d.
-func (l *loopDevice) detach(t *testing.T) {
-	t.Helper()
-	if err := unix.IoctlSetInt(int(l.held.Fd()), unix.LOOP_CLR_FD, 0); err != nil {
-		t.Fatalf("detach %s: %v", l.path, err)
-	}
-	l.release()
-}
-
-// attached reports whether there is a file behind the device.
-func (l *loopDevice) attached() bool {
-	_, err := os.Stat("/sys/block/" + filepath.Base(l.path) + "/loop/backing_file")
-	return err == nil
-}
 
 // smallFS is an ext4 of its own on a loop device.
 type smallFS struct {
 	dir, image string
-	device     *loopDevice
+	device     *looptest.Device
 	mounted    bool
 }
 
@@ -105,13 +43,13 @@ func (fs *smallFS) path(name string) string { return filepath.Join(fs.dir, name)
 func (fs *smallFS) mount(t *testing.T) {
 	t.Helper()
 	if fs.device == nil {
-		fs.device = attach(t, fs.image)
+		fs.device = looptest.Attach(t, fs.image, looptest.Options{})
 	}
-	if err := unix.Mount(fs.device.path, fs.dir, "ext4", 0, ""); err != nil {
+	if err := unix.Mount(fs.device.Path, fs.dir, "ext4", 0, ""); err != nil {
 		if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EPERM) {
 			t.Skipf("needs mounts of ext4: %v", err)
 		}
-		t.Fatalf("mount %s: %v", fs.device.path, err)
+		t.Fatalf("mount %s: %v", fs.device.Path, err)
 	}
 	fs.mounted = true
 }

@@ -1,6 +1,7 @@
 package faulty
 
 import (
+	"errors"
 	"io/fs"
 	"maps"
 	"os"
@@ -139,6 +140,31 @@ func (d *Dir) Remove(path string) error {
 		d.change(renaming{path, nil})
 		return nil
 	})
+}
+
+// Place makes the file at path hold content, whole or not at all, and durable, by
+// the steps of a journal: write another file beside it, always of the same name,
+// sync that, rename it, sync the folder. The other file is removed if a step fails.
+func (d *Dir) Place(path string, content []byte) error {
+	temp := path + ".tmp"
+	if err := d.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := d.Open(temp, os.O_RDWR|os.O_CREATE|os.O_EXCL)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(content, 0)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = d.Rename(temp, path)
+	}
+	if err != nil {
+		return errors.Join(err, d.Remove(temp))
+	}
+	return d.SyncDir(filepath.Dir(path))
 }
 
 // SyncDir makes the names in a folder durable, not what is in the files.

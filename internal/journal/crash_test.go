@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"testing"
 
 	"github.com/failback/failback/internal/faulty"
@@ -25,29 +24,6 @@ func (d powerFiles) Open(path string, write bool) (Store, error) {
 		return nil, err
 	}
 	return f, nil
-}
-
-func (d powerFiles) Place(path string, content []byte) error {
-	var f *faulty.File
-	temp, err := "", fs.ErrExist
-	for i := 0; errors.Is(err, fs.ErrExist); i++ { // another name each time, as os.CreateTemp
-		temp = fmt.Sprintf("%s.%d.tmp", path, i)
-		f, err = d.Dir.Open(temp, os.O_RDWR|os.O_CREATE|os.O_EXCL)
-	}
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteAt(content, 0)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = d.Rename(temp, path)
-	}
-	if err != nil {
-		return errors.Join(err, d.Dir.Remove(temp))
-	}
-	return d.SyncDir(filepath.Dir(path))
 }
 
 // TestPower: for 400 seeds processes come one after the other, each goes on with

@@ -15,7 +15,6 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"syscall"
 )
 
 // A Store is an open journal file.
@@ -211,9 +210,15 @@ func (disk) Place(path string, content []byte) error {
 	if dir == "" {
 		dir = "."
 	}
-	// Always the same name: what a process that was killed has left is used again.
-	// Nobody else is at it, for whoever writes a target holds its lock.
-	f, err := os.OpenFile(filepath.Join(dir, name+".tmp"), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|syscall.O_NOFOLLOW, 0o600)
+	// Always the same name: what a process that was killed has left goes first, and
+	// is not written over. After a power cut it may be the journal itself under two
+	// names, where a rename is not one step for the file system. Nobody else is at
+	// it, for whoever writes a target holds its lock.
+	temp := filepath.Join(dir, name+".tmp")
+	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}

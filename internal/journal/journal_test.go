@@ -143,8 +143,31 @@ func TestBeginOver(t *testing.T) {
 	if _, err := Begin(Disk, filepath.Join(dir, "none", "j"), example()); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("got %v", err)
 	}
-	if left, _ := filepath.Glob(filepath.Join(dir, "*.tmp-*")); len(left) > 0 {
+	if left, _ := filepath.Glob(filepath.Join(dir, "*.tmp")); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
+	}
+}
+
+// TestPlaceSecondName: a power cut in a rename may leave a journal under both of
+// its names. The next one must not be written into it: what it says holds until
+// the new one is there.
+func TestPlaceSecondName(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "t.fbj")
+	old := []byte("what is durable")
+	if err := errors.Join(os.WriteFile(path, old, 0o600), os.Link(path, path+".tmp"), os.Link(path, path+".old")); err != nil {
+		t.Fatal(err)
+	}
+	if err := Disk.Place(path, []byte("new")); err != nil {
+		t.Fatal(err)
+	}
+	if now, err := os.ReadFile(path + ".old"); err != nil || !bytes.Equal(now, old) {
+		t.Errorf("it was written over: %q, %v", now, err)
+	}
+	if now, err := os.ReadFile(path); err != nil || string(now) != "new" {
+		t.Errorf("the journal holds %q, %v", now, err)
+	}
+	if _, err := os.Lstat(path + ".tmp"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("left behind: %v", err)
 	}
 }
 

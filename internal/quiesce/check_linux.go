@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/failback/failback/internal/sysfs"
 )
 
 // Check refuses, with a [*RefusedError], a plan that cannot bring the volume's
@@ -62,11 +64,11 @@ func cause(err error) error {
 }
 
 func (p Plan) checkMount(h host, f *os.File) error {
-	volume, ok := blockDevice(p.Device)
+	volume, ok := sysfs.BlockDevice(p.Device)
 	if !ok {
 		return p.refuse("name the device that the file system lies on", "it is not a block device, so no file system lies on it")
 	}
-	list, err := h.mounts()
+	list, err := h.Mounts()
 	if err != nil {
 		return p.refuse("mount /proc and /sys where failback runs", "cannot tell what is mounted on it: %v", err)
 	}
@@ -76,25 +78,25 @@ func (p Plan) checkMount(h host, f *os.File) error {
 	}
 	find := "name the mount point of the file system on it (findmnt " + p.Device + ")"
 	if !root {
-		return p.refuse(find, "%s is not a mount point; it lies on the file system of %s", p.Mount, m.point)
+		return p.refuse(find, "%s is not a mount point; it lies on the file system of %s", p.Mount, m.Point)
 	}
 	above := h.above(volume)
 	if !lies(h.devices(m), above) {
-		return p.refuse(find, "the file system on %s does not lie on it, but on %s", p.Mount, m.source)
+		return p.refuse(find, "the file system on %s does not lie on it, but on %s", p.Mount, m.Source)
 	}
 	if p.OnQuiesce != "" {
 		return nil // those who gave the commands know what else writes
 	}
 	for _, other := range list {
-		if other.dev != m.dev && other.writable && lies(h.devices(other), above) {
+		if other.Dev != m.Dev && other.Writable && lies(h.devices(other), above) {
 			return p.refuse("unmount that or remount it read-only, or give commands that stop its writers too",
-				"another file system on it is mounted for writing on %s and would not be frozen", other.point)
+				"another file system on it is mounted for writing on %s and would not be frozen", other.Point)
 		}
 	}
 	return nil
 }
 
-func lies(devices []devno, on map[devno]bool) bool {
+func lies(devices []sysfs.Devno, on map[sysfs.Devno]bool) bool {
 	for _, n := range devices {
 		if on[n] {
 			return true
@@ -117,7 +119,7 @@ func (p Plan) Outside(paths ...string) error {
 	}
 	defer f.Close()
 	o := outside{h: thisHost}
-	if o.list, err = o.h.mounts(); err != nil {
+	if o.list, err = o.h.Mounts(); err != nil {
 		return fmt.Errorf("read mounts: %w", err)
 	}
 	if o.frozen, _, err = o.h.mountOf(f, o.list); err != nil {
@@ -141,8 +143,8 @@ func (p Plan) Outside(paths ...string) error {
 // outside looks where paths lie.
 type outside struct {
 	h      host
-	list   []mount
-	frozen mount
+	list   []sysfs.Mount
+	frozen sysfs.Mount
 }
 
 // maxDepth is how many file systems over files over file systems are looked through.
@@ -162,13 +164,13 @@ func (o *outside) inside(path string, depth int) (bool, error) {
 		return false, err
 	}
 	if st.Mode&unix.S_IFMT == unix.S_IFBLK {
-		return o.behind(devnoOf(st.Rdev), depth)
+		return o.behind(sysfs.DevnoOf(st.Rdev), depth)
 	}
 	m, _, err := o.h.mountOf(f, o.list)
 	if err != nil {
 		return false, err
 	}
-	if m.dev == o.frozen.dev {
+	if m.Dev == o.frozen.Dev {
 		return true, nil
 	}
 	for _, n := range o.h.devices(m) {
@@ -180,14 +182,14 @@ func (o *outside) inside(path string, depth int) (bool, error) {
 }
 
 // behind looks at the files that lie behind a device.
-func (o *outside) behind(n devno, depth int) (bool, error) {
+func (o *outside) behind(n sysfs.Devno, depth int) (bool, error) {
 	loops := o.h.loops()
 	for m := range o.h.below(n) {
 		back := loops[m]
 		if back == "" {
 			continue
 		}
-		if _, block := blockDevice(back); block {
+		if _, block := sysfs.BlockDevice(back); block {
 			continue // it is below too
 		}
 		if in, err := o.inside(back, depth-1); in || err != nil {

@@ -2,7 +2,6 @@ package quiesce
 
 import (
 	"errors"
-	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -11,6 +10,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/failback/failback/internal/sysfs"
 )
 
 // refuses requires a refusal with a word in its reason, and a next step.
@@ -77,13 +78,13 @@ func TestCheckMount(t *testing.T) {
 func TestCheckOthers(t *testing.T) {
 	s := newStage(t, "ext4")
 	m := s.mount(t)
-	h := host{sys: t.TempDir(), proc: t.TempDir()}
+	h := host{sysfs.Host{Sys: t.TempDir(), Proc: t.TempDir()}}
 	text, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		t.Fatal(err)
 	}
-	put(t, h.proc, "self/mountinfo", string(text)+"9999 1 253:99 / /the\\040other rw - ext4 /dev/dm-99 rw\n")
-	put(t, h.sys, "dev/block/"+m.dev.String()+"/holders/dm-99/dev", "253:99")
+	put(t, h.Proc, "self/mountinfo", string(text)+"9999 1 253:99 / /the\\040other rw - ext4 /dev/dm-99 rw\n")
+	put(t, h.Sys, "dev/block/"+m.Dev.String()+"/holders/dm-99/dev", "253:99")
 	p := s.plan()
 	_, err = p.open(h)
 	refuses(t, "check", err, "mounted for writing on /the other")
@@ -93,7 +94,7 @@ func TestCheckOthers(t *testing.T) {
 	} else {
 		f.Close()
 	}
-	put(t, h.proc, "self/mountinfo", string(text)+"9999 1 253:99 / /the\\040other rw - ext4 /dev/dm-99 ro\n")
+	put(t, h.Proc, "self/mountinfo", string(text)+"9999 1 253:99 / /the\\040other rw - ext4 /dev/dm-99 ro\n")
 	p.OnQuiesce = ""
 	if f, err := p.open(h); err != nil {
 		t.Errorf("read-only: %v", err)
@@ -113,7 +114,7 @@ func put(t *testing.T, root, path, text string) {
 // What lies on what, on a machine with a bit of everything: a disk with two
 // partitions, a volume group on the second, and a file system of several disks.
 func TestStacks(t *testing.T) {
-	h := host{sys: t.TempDir(), proc: t.TempDir()}
+	h := host{sysfs.Host{Sys: t.TempDir(), Proc: t.TempDir()}}
 	for path, text := range map[string]string{
 		"devices/sda/dev":                   "8:0",
 		"devices/sda/sda1/dev":              "8:1",
@@ -130,11 +131,11 @@ func TestStacks(t *testing.T) {
 		"devices/sdb/dev":                   "8:16",
 		"devices/sdb/holders/dm-1/dev":      "253:1",
 	} {
-		put(t, h.sys, path, text)
+		put(t, h.Sys, path, text)
 	}
 	for n, dir := range map[string]string{"8:0": "sda", "8:1": "sda/sda1", "8:2": "sda/sda2", "253:0": "dm-0", "253:1": "dm-1", "8:16": "sdb"} {
-		link := filepath.Join(h.sys, "dev/block", n)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(link), 0o700), os.Symlink(filepath.Join(h.sys, "devices", dir), link)); err != nil {
+		link := filepath.Join(h.Sys, "dev/block", n)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(link), 0o700), os.Symlink(filepath.Join(h.Sys, "devices", dir), link)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -145,7 +146,7 @@ func TestStacks(t *testing.T) {
 		{"253:1", "253:1", "253:0 253:1 8:0 8:16 8:2"},
 		{"8:16", "253:1 8:16", "8:16"},
 	} {
-		n, ok := parseDevno(c.of)
+		n, ok := sysfs.ParseDevno(c.of)
 		if !ok {
 			t.Fatal(c.of)
 		}
@@ -158,7 +159,7 @@ func TestStacks(t *testing.T) {
 	}
 }
 
-func numbers(set map[devno]bool) string {
+func numbers(set map[sysfs.Devno]bool) string {
 	var list []string
 	for n := range maps.Keys(set) {
 		list = append(list, n.String())
@@ -180,7 +181,7 @@ func TestOutside(t *testing.T) {
 			if err := errors.Join(os.Symlink(in, link), os.Symlink(filepath.Join(s.dir, "new"), dangling)); err != nil {
 				t.Fatal(err)
 			}
-			loop := attach(t, in)
+			loop := loopOver(t, in)
 			for what, path := range map[string]string{
 				"a file":               in,
 				"a new file":           filepath.Join(s.dir, "new", "dir", "file"),
@@ -212,25 +213,4 @@ func TestOutsideNested(t *testing.T) {
 	})
 	p := s.plan()
 	refuses(t, "a file in it", p.Outside(filepath.Join(inner, "new")), "lies on the file system on "+s.dir)
-}
-
-// attach puts a loop device over a file until the test ends.
-func attach(t *testing.T, path string) string {
-	t.Helper()
-	device := run(t, "losetup", "--find", "--show", path)
-	t.Cleanup(func() { run(t, "losetup", "--detach", device) })
-	return device
-}
-
-func TestUnescape(t *testing.T) {
-	for in, want := range map[string]string{"": "", `a\040b`: "a b", `\134040`: `\040`, `\04`: `\04`, `\999x`: `\999x`, `x\`: `x\`} {
-		if got := unescape(in); got != want {
-			t.Errorf("unescape(%q) = %q, want %q", in, got, want)
-		}
-	}
-	for in, ok := range map[string]bool{"8:1": true, "8": false, "a:1": false, "8:": false, fmt.Sprint(uint64(1)<<33) + ":1": false} {
-		if _, got := parseDevno(in); got != ok {
-			t.Errorf("parseDevno(%q): %v", in, got)
-		}
-	}
 }

@@ -217,7 +217,7 @@ func TestStuck(t *testing.T) {
 		}
 	}
 	inner := &stage{dir: dir}
-	inner.device = "/dev/" + thisHost.name(inner.mount(t).dev)
+	inner.device = "/dev/" + thisHost.Name(inner.mount(t).Dev)
 	t.Cleanup(func() {
 		outer.thawAll()
 		inner.thawAll()

@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/failback/failback/internal/sysfs"
 )
 
 // patience is how long anything may take that happens at once.
@@ -117,26 +119,26 @@ func newStage(t *testing.T, kind string) *stage {
 			t.Error(err)
 		}
 	})
-	s.device = "/dev/" + thisHost.name(s.mount(t).dev)
-	if m := s.mount(t); m.dev.major == 0 {
-		s.device = m.source
+	s.device = "/dev/" + thisHost.Name(s.mount(t).Dev)
+	if m := s.mount(t); m.Dev.Major == 0 {
+		s.device = m.Source
 	}
 	return s
 }
 
-func (s *stage) mount(t *testing.T) mount {
+func (s *stage) mount(t *testing.T) sysfs.Mount {
 	t.Helper()
-	list, err := thisHost.mounts()
+	list, err := thisHost.Mounts()
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, m := range list {
-		if m.point == s.dir {
+		if m.Point == s.dir {
 			return m
 		}
 	}
 	t.Fatalf("%s is not mounted", s.dir)
-	return mount{}
+	return sysfs.Mount{}
 }
 
 func (s *stage) plan() Plan {
