@@ -355,7 +355,7 @@ func refuseInconsistent(s Side) error {
 	return &RefusedError{Volume: s.label(),
 		Reason: fmt.Sprintf("a sync from %s onto it was interrupted at %s, so it holds neither its old content nor that one's (%s)",
 			rec.Source.Name, rec.Updated.Format(time.DateTime), s.Journal),
-		Next: "finish that sync (--resume), or undo it; or use it as it is (--allow-inconsistent)"}
+		Next: "finish that sync (run it again, with --resume unless it was a live one), or undo it; or use it as it is (--allow-inconsistent)"}
 }
 
 // journalFiles is where the side's journal lies.

@@ -41,7 +41,10 @@ func refuseOpen(path string, write bool, err error) error {
 	r := &RefusedError{Volume: path, cause: err}
 	switch {
 	case errors.Is(err, fs.ErrNotExist), err == unix.ENOTDIR:
-		r.Reason, r.Next = "it does not exist", "check the path; make a new target file with: truncate -s SIZE FILE"
+		r.Reason, r.Next = "it does not exist", "check the path"
+		if write {
+			r.Next += "; make a new target file with: truncate -s SIZE FILE"
+		}
 	case err == unix.EROFS:
 		r.Reason, r.Next = "its file system is mounted read-only", "remount it read-write, or "+otherTarget
 	case err == unix.EPERM:

@@ -124,9 +124,9 @@ func (f *failure) classifyFile(err error) {
 	case errors.Is(err, cbt.ErrCorrupt), errors.Is(err, cbt.ErrNotMap):
 		f.Reason, f.Next = "not a whole dirty map", "leave it out: without a map everything is compared by hash and nothing is missed"
 	case errors.Is(err, syscall.EIO), errors.Is(err, syscall.ENXIO), errors.Is(err, syscall.ENODEV):
-		f.Reason, f.Next = "the device failed", "check the device and the kernel's log (dmesg), then run the same command again, a sync with --resume"
+		f.Reason, f.Next = "the device failed", "check the device and the kernel's log (dmesg), then run the same command again, a sync with --resume (unless it is a live one)"
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		f.Reason, f.Next = "no space left", "make room there, then run the same command again, a sync with --resume"
+		f.Reason, f.Next = "no space left", "make room there, then run the same command again, a sync with --resume (unless it is a live one)"
 	case errors.Is(err, fs.ErrNotExist):
 		f.Reason, f.Next = "no such file or device", "look at the path"
 	case errors.Is(err, fs.ErrPermission):
