@@ -2,7 +2,6 @@ package failback
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -41,11 +40,15 @@ type Live struct {
 	Since cbt.Epoch
 	After [16]byte
 	Left  string
+	// Above is the highest epoch that the volume is known to have had, 0 for none:
+	// those that the session begins are above it, whatever the clock says.
+	Above cbt.Epoch
 	// Pause is how long the writers may be at rest; default 500 ms. It is what is
 	// predicted before, not what is enforced: that is up to Quiesce.
 	Pause time.Duration
-	// Untracked is why there is no Tracker, for the report.
-	Untracked string
+	// Untracked is why there is no Tracker, and Unsynced why Since is 0, for the
+	// report; default of that: no sync with this target is known.
+	Untracked, Unsynced string
 	// Quiesce brings the writers to rest. What they had written lies on the
 	// volume when it returns. Two more methods of what it returns are used where
 	// there are any: Ended() <-chan struct{}, closed when the writers go on without
@@ -83,7 +86,8 @@ type LiveReport struct {
 	// Tries is how often they were brought to rest: each time but the last more
 	// came out then than fits into the pause.
 	Tries int `json:"tries"`
-	// Epoch is since when the tracker holds what differs now.
+	// Epoch is since when the tracker holds what differs now; 0: it lost that as the
+	// writers went on.
 	Epoch cbt.Epoch `json:"epoch"`
 }
 
@@ -202,86 +206,6 @@ func (v *live) words() string {
 	return ""
 }
 
-// begin takes what the tracker holds, before anything of the volume is read. It
-// returns nothing where that cannot be all that differs. Without a tracker the
-// writers come to rest instead.
-func (v *live) begin(ctx context.Context) (*cbt.Map, error) {
-	if !v.rounds() {
-		v.last = true
-		return nil, v.stand(ctx)
-	}
-	v.began, v.defers = time.Now(), true
-	since, trust := v.l.Since, v.l.Tracker.Trust()
-	switch {
-	case since == 0:
-		v.doubt = "no sync with this target is known"
-	case trust.Lost == "" && trust.Since != since:
-		// Above it, too: that would be an epoch of a tracker that is no more.
-		v.doubt = fmt.Sprintf("it holds what was written since epoch %d, and the last sync with this target was epoch %d", trust.Since, since)
-	default:
-		var err error
-		if v.taken, err = v.l.Tracker.Take(ctx, since); err == nil {
-			v.tracked = true
-			return v.dirty(since)
-		}
-		if !errors.Is(err, cbt.ErrEpochLost) {
-			return nil, fmt.Errorf("take what was written to %s: %w", v.name, err)
-		}
-		v.doubt = err.Error()
-	}
-	// From here on it is to know everything; that the target was equal then is not said.
-	start := v.nextEpoch()
-	if err := v.l.Tracker.Seal(start); err != nil {
-		return nil, &RefusedError{Volume: v.name, cause: err, Reason: "its tracker cannot vouch for what is written from now on (" + err.Error() + ")",
-			Next: "stop tracking it and start anew, or sync it while nobody writes"}
-	}
-	var err error
-	if v.taken, err = v.l.Tracker.Take(ctx, start); err != nil {
-		return nil, fmt.Errorf("take what was written to %s: %w", v.name, err)
-	}
-	return nil, nil
-}
-
-// strayed reports whether what the tracker holds may not be all that differs,
-// after all: the target says of itself that it is not as it was left.
-func (v *live) strayed(info *message.Info) bool {
-	if v.l.After == [16]byte{} || info.Kept {
-		return false
-	}
-	v.doubt = "its map stands, but nothing says that the target was not written since"
-	v.tracked = false
-	return true
-}
-
-// dirty is what was taken, as a plan wants it.
-func (v *live) dirty(since cbt.Epoch) (*cbt.Map, error) {
-	x := v.taken.Extents()
-	m, err := cbt.NewMap(v.size, pieceSize, dirtyRuns(cbt.Align(x, pieceSize, v.size)))
-	if err != nil {
-		return nil, err
-	}
-	m.Epoch = since
-	return m, nil
-}
-
-// dirtyRuns yields x as runs that are dirty.
-func dirtyRuns(x []cbt.Extent) func(yield func(cbt.Run) bool) {
-	return func(yield func(cbt.Run) bool) {
-		for _, e := range x {
-			if !yield(cbt.Run{Extent: e, State: cbt.Dirty}) {
-				return
-			}
-		}
-	}
-}
-
-// nextEpoch is above every epoch of the tracker's. It is also the time: a tracker
-// that was stopped and started anew counts from 0, and an epoch of its former
-// life must not be taken for one of this.
-func (v *live) nextEpoch() cbt.Epoch {
-	return max(v.l.Tracker.Trust().Since+1, v.l.Since+1, cbt.Epoch(max(0, time.Now().Unix())))
-}
-
 // later reports whether a piece is dirty again: it will be sent with the next
 // round, and may be dirty again by then. Many goroutines call it.
 func (v *live) later(x cbt.Extent) bool {
@@ -311,9 +235,7 @@ func (v *live) proven(sent int64, fixed time.Duration) error {
 		return nil
 	}
 	left, _ := v.left.result()
-	if err := v.putBack(cbt.Subtract(v.about, left)); err != nil {
-		return err
-	}
+	proven := cbt.Subtract(v.about, left)
 	v.fixed += fixed
 	took := time.Since(v.began)
 	r := Round{Number: len(v.rep.Rounds) + 1, Bytes: v.bytes, Sent: sent - v.sent, Deferred: cbt.Total(left), Seconds: took.Seconds(), Last: v.last}
@@ -325,29 +247,12 @@ func (v *live) proven(sent int64, fixed time.Duration) error {
 		// The first time that all that differs is in the tracker; or that the target
 		// is not any more as the session left it that we are after. If this one does
 		// not come to its end, the next is after this one.
-		return v.seal(v.session, "")
+		return v.seal(proven, v.session, "")
 	case !v.sealed:
-		// What is proven now differs from what anybody else holds of the epoch before:
-		// only of a new one is it true that the tracker knows all. The target was not
-		// written, so it is as it was left.
-		return v.seal(v.l.After, v.l.Left)
+		// The target was not written, so it is as it was left.
+		return v.seal(proven, v.l.After, v.l.Left)
 	}
-	return nil
-}
-
-// seal moves the epoch on: the target is equal but for what the tracker holds, if
-// it still is as the session after left it.
-func (v *live) seal(after [16]byte, left string) error {
-	e := v.nextEpoch()
-	if err := v.l.Tracker.Seal(e); err != nil {
-		return fmt.Errorf("seal epoch %d of %s: %w", e, v.name, err)
-	}
-	v.tracked, v.sealed = true, true
-	v.l.Since, v.l.After, v.l.Left, v.rep.Epoch = e, after, left, e
-	if v.l.Sealed == nil {
-		return nil
-	}
-	return v.l.Sealed()
+	return v.putBack(proven)
 }
 
 func (v *live) putBack(proven []cbt.Extent) error {

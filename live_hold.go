@@ -145,21 +145,22 @@ func (v *live) held(ctx context.Context) error {
 	var first []cbt.Extent
 	var err error
 	if v.rounds() {
-		if first, err = v.take(ctx); err != nil {
+		if first, err = v.take(ctx); err != nil { // it stays out until release: see there
 			return err
 		}
-		err = v.putBack(nil)
 	}
 	if held := v.still.held(); held != nil {
-		return errors.Join(v.unrest(held), err)
+		return v.unrest(held)
 	}
-	if err == nil && len(first) > 0 {
+	if len(first) > 0 {
 		err = fmt.Errorf("%s was written while its writers were to be at rest: %s are dirty, the first at offset %d; see that all of them are paused, and sync again", v.name, sizeWords(v.bytes), first[0].Off)
 	}
 	return err
 }
 
-// release lets the writers go on: both sides are equal at the moment they do.
+// release lets the writers go on: both sides were equal when held has looked, and
+// what was written since is in the tracker, or it says that it cannot vouch. Then
+// it is no fault of this session, which is over, but the next has to compare.
 func (v *live) release(left string) (*LiveReport, error) {
 	pause, err := v.letGo()
 	if err != nil {
@@ -172,7 +173,14 @@ func (v *live) release(left string) (*LiveReport, error) {
 	if v.l.Round != nil {
 		v.l.Round(v.rep.Rounds[len(v.rep.Rounds)-1])
 	}
-	if err := v.seal(v.session, left); err != nil {
+	err = v.seal(nil, v.session, left)
+	if errors.Is(err, cbt.ErrEpochLost) {
+		v.rep.Epoch, err = 0, nil
+		if v.events.Note != nil {
+			v.events.Note(fmt.Sprintf("%s: %s: the next sync will compare both sides", v.name, v.l.Tracker.Trust().Lost))
+		}
+	}
+	if err != nil {
 		return nil, err
 	}
 	return &v.rep, nil

@@ -20,10 +20,14 @@ type meter struct {
 	verified atomic.Int64 // read from the medium to prove what lies there
 	saved    atomic.Int64 // kept in an undo log before it was overwritten
 	unsaved  atomic.Int64 // overwritten without, though there is one
+
+	busy underWay
 }
 
 // ReadAt implements io.ReaderAt for what reads a volume without knowing it is counted.
 func (m *meter) ReadAt(p []byte, off int64) (int, error) {
+	m.busy.reads.Add(1)
+	defer m.busy.reads.Add(-1)
 	n, err := m.v.ReadAt(p, off)
 	m.read.Add(int64(n))
 	return n, err
@@ -31,12 +35,16 @@ func (m *meter) ReadAt(p []byte, off int64) (int, error) {
 
 // readAt fills p or says what could not be read.
 func (m *meter) readAt(p []byte, off int64) error {
+	m.busy.reads.Add(1)
+	defer m.busy.reads.Add(-1)
 	n, err := m.v.ReadAt(p, off)
 	return m.checkRead(&m.read, n, len(p), off, err)
 }
 
 // readMedium is readAt past this machine's caches, where the volume can do that.
 func (m *meter) readMedium(p []byte, off int64) error {
+	m.busy.reads.Add(1)
+	defer m.busy.reads.Add(-1)
 	r, ok := m.v.(MediumReader)
 	if !ok {
 		n, err := m.v.ReadAt(p, off)
@@ -66,6 +74,8 @@ func (m *meter) named(err error, what string) error {
 }
 
 func (m *meter) writeAt(p []byte, off int64) error {
+	m.busy.writes.Add(1)
+	defer m.busy.writes.Add(-1)
 	n, err := m.v.WriteAt(p, off)
 	m.written.Add(int64(n))
 	if err == nil && n != len(p) {
@@ -80,6 +90,8 @@ func (m *meter) writeAt(p []byte, off int64) error {
 // zeroAt makes the range read as zeroes by whatever is cheapest for the volume.
 func (m *meter) zeroAt(ctx context.Context, off, n int64) error {
 	if z, ok := m.v.(Zeroer); ok {
+		m.busy.writes.Add(1)
+		defer m.busy.writes.Add(-1)
 		if err := z.ZeroAt(off, n); err != nil {
 			return m.named(err, fmt.Sprintf("zero %s at %#x, %d bytes", m.name, off, n))
 		}
@@ -107,6 +119,8 @@ func (e *syncError) Error() string { return e.err.Error() }
 func (e *syncError) Unwrap() error { return e.err }
 
 func (m *meter) sync() error {
+	m.busy.flushes.Add(1)
+	defer m.busy.flushes.Add(-1)
 	if err := m.v.Sync(); err != nil {
 		return &syncError{m.named(err, "flush "+m.name)}
 	}

@@ -90,6 +90,7 @@ func (s *source) run(ctx context.Context) (*Report, error) {
 	}
 	l, g, ctx := attend(ctx, s.links[0])
 	s.lines = l
+	defer s.vol.tellStuck(ctx, s.o.Events.Note)()
 	if s.live != nil {
 		s.live.fail = l.cancel
 	}

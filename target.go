@@ -129,6 +129,7 @@ func (t *target) run(ctx context.Context) (*Report, error) {
 	t.ready = make(chan struct{})
 	l, g, ctx := attend(ctx, t.link)
 	t.lines = l
+	defer t.vol.tellStuck(ctx, t.o.Events.Note)()
 	l.keep(ctx, g, t.link, func(f *transport.Frame) (bool, error) {
 		err := t.take(ctx, g, f)
 		if err != nil || t.state != targetOver {

@@ -44,13 +44,25 @@ type Tracker interface {
 type Sealer interface {
 	// Seal makes e the epoch that the tracker vouches for: every write from
 	// here on, and all it holds already, is reported for epoch e. It clears
-	// nothing. After a session it is called when the other side is equal but
-	// for what the tracker holds; a tracker that has lost its epoch is put
-	// right by it.
+	// nothing. A tracker that has lost its epoch is put right by it, whatever it
+	// was lost for: the caller says that it relies on nothing from before, because
+	// it is going to look at everything, or knows better.
 	//
 	// Seal refuses an epoch that is not above the last one, and to seal while
 	// a taken map is out.
 	Seal(e Epoch) error
+
+	// Advance ends a take as PutBack does, and makes e the epoch: the other side
+	// is equal but for what the tracker then holds. Who relies on the epoch before
+	// relies on marks that are gone now, so the new one comes first: the process
+	// may die at any moment of it, and whoever finds the tracker finds e, or all
+	// the marks (L1).
+	//
+	// It puts nothing right: if the tracker has lost the epoch since the take,
+	// Advance returns an error that wraps [ErrEpochLost]. It also refuses an epoch
+	// that is not above the last one, and while another taken map is out. After
+	// an error nothing is proven, and t was put back whole if it was out.
+	Advance(t *Taken, proven []Extent, e Epoch) error
 }
 
 // Trust is what a tracker can vouch for. The zero value vouches for nothing.

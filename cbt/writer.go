@@ -2,6 +2,7 @@ package cbt
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -197,6 +198,28 @@ func (w *Writer) Seal(e Epoch) error {
 		return fmt.Errorf("seal epoch %d of volume %q: %d taken maps are out, put them back first", e, w.identity, n)
 	}
 	w.trust = Trust{Since: e}
+	return nil
+}
+
+// Advance implements [Sealer].
+func (w *Writer) Advance(t *Taken, proven []Extent, e Epoch) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	err := w.trust.Check(w.trust.Since)
+	switch n := w.m.outstanding(); {
+	case err != nil:
+	case e <= w.trust.Since:
+		err = fmt.Errorf("it is at epoch %d already", w.trust.Since)
+	case n > 1:
+		err = fmt.Errorf("%d other taken maps are out, put them back first", n-1)
+	}
+	if err != nil {
+		proven = nil
+	}
+	if err = errors.Join(err, w.m.PutBack(t, proven)); err != nil {
+		return fmt.Errorf("advance volume %q to epoch %d: %w", w.identity, e, err)
+	}
+	w.trust = Trust{Since: e} // who looks in between has to wait for mu, and nothing of this outlives the process
 	return nil
 }
 

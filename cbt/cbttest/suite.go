@@ -66,6 +66,11 @@ var checks = []check{
 	{name: "Epoch/SealClearsNothing", run: sealClearsNothing, needs: canSeal, lacks: "a Tracker that is a cbt.Sealer"},
 	{name: "Epoch/SealWaitsForPutBack", run: sealWaits, needs: canSeal, lacks: "a Tracker that is a cbt.Sealer"},
 	{name: "Epoch/SealEndsLost", run: sealEndsLost, needs: canLoseAndSeal, lacks: "Lose and a cbt.Sealer"},
+	{name: "Epoch/AdvanceClearsByProof", run: advanceClearsByProof, needs: canSeal, lacks: "a Tracker that is a cbt.Sealer"},
+	{name: "Epoch/AdvanceRises", run: advanceRises, needs: canSeal, lacks: "a Tracker that is a cbt.Sealer"},
+	{name: "Epoch/AdvanceWaitsForPutBack", run: advanceWaits, needs: canSeal, lacks: "a Tracker that is a cbt.Sealer"},
+	{name: "Epoch/AdvanceOnce", run: advanceOnce, needs: canSeal, lacks: "a Tracker that is a cbt.Sealer"},
+	{name: "Epoch/AdvanceRightsNothing", run: advanceRightsNothing, needs: canLoseAndSeal, lacks: "Lose and a cbt.Sealer"},
 	{name: "CancelTakesNothing", run: cancelTakesNothing},
 	{name: "ReplicaUnderLoad", run: replicaUnderLoad},
 }

@@ -149,6 +149,29 @@ func (p *plain) Seal(e cbt.Epoch) error {
 	return nil
 }
 
+func (p *plain) Advance(t *cbt.Taken, proven []cbt.Extent, e cbt.Epoch) error {
+	err := p.Trust().Check(p.Trust().Since)
+	switch {
+	case p.broken == "advances what is lost":
+		err = nil
+	case err != nil:
+	case e <= p.trust.Since && p.broken != "advances backward":
+		err = errors.New("epochs rise")
+	case p.out > 1 && p.broken != "advances with maps out":
+		err = errors.New("another taken map is out")
+	}
+	if err != nil && p.broken != "proves what it refuses" {
+		proven = nil
+	}
+	if spent := p.PutBack(t, proven); spent != nil && p.broken != "advances twice" {
+		return errors.Join(err, spent)
+	}
+	if err == nil && p.broken != "stays behind" {
+		p.trust = cbt.Trust{Since: e}
+	}
+	return err
+}
+
 func (p *plain) ReadAt(b []byte, off int64) (int, error) { return p.vol.ReadAt(b, off) }
 
 func openPlain(t testing.TB, broken string) Subject {
@@ -196,6 +219,12 @@ func TestSuiteCatches(t *testing.T) {
 		"seal clears":                   "Epoch/SealClearsNothing",
 		"seals with maps out":           "Epoch/SealWaitsForPutBack",
 		"stays lost":                    "Epoch/SealEndsLost",
+		"stays behind":                  "Epoch/AdvanceClearsByProof",
+		"advances backward":             "Epoch/AdvanceRises",
+		"proves what it refuses":        "Epoch/AdvanceRises",
+		"advances with maps out":        "Epoch/AdvanceWaitsForPutBack",
+		"advances twice":                "Epoch/AdvanceOnce",
+		"advances what is lost":         "Epoch/AdvanceRightsNothing",
 		"ignores cancel":                "CancelTakesNothing",
 		"clears on cancel":              "CancelTakesNothing",
 	} {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	iofs "io/fs"
 	"os"
 	"os/exec"
 	"slices"
@@ -168,9 +169,8 @@ func TestStop(t *testing.T) {
 	if _, err := tr.Take(t.Context(), 5); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("take after stop: %v", err)
 	}
-	left, err := os.ReadDir(fs + "/failback")
-	if err != nil || len(left) > 0 {
-		t.Errorf("left in bpffs: %v, %v", left, err)
+	if _, err := os.Stat(fs + "/failback"); !errors.Is(err, iofs.ErrNotExist) {
+		t.Errorf("left in bpffs: %v", err)
 	}
 	if list, err := List(Options{FS: fs}); err != nil || len(list) > 0 {
 		t.Errorf("list after stop: %v, %v", list, err)
@@ -220,5 +220,74 @@ func TestOtherVersion(t *testing.T) {
 	path := newLoop(t, makeFile(t, scratch(t)+"/disk", 4<<20), 0)
 	if _, err := Start(t.Context(), path, Options{FS: fs}); err == nil || !strings.Contains(err.Error(), "v9, this one has v1") {
 		t.Errorf("beside the pins of another version: %v", err)
+	}
+}
+
+// The last one out removes the directory while the next one comes in.
+func TestComeAndGo(t *testing.T) {
+	needKernel(t)
+	fs, dir := ownFS(t), scratch(t)
+	failed := make(chan error, 3)
+	for i := range 3 {
+		path := newLoop(t, makeFile(t, fmt.Sprintf("%s/disk%d", dir, i), 1<<20), 0)
+		go func() { failed <- comeAndGo(t.Context(), path, fs) }()
+	}
+	if err := errors.Join(<-failed, <-failed, <-failed); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(fs + "/failback"); !errors.Is(err, iofs.ErrNotExist) {
+		t.Errorf("left in bpffs: %v", err)
+	}
+}
+
+func comeAndGo(ctx context.Context, path, fs string) error {
+	for range 4 {
+		tr, err := Start(ctx, path, Options{FS: fs, Drain: 1})
+		if err != nil {
+			return err
+		}
+		if _, err := List(Options{FS: fs}); err != nil {
+			return err
+		}
+		if _, err := tr.Stop(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// A directory of the same name that was put in the place of the one that is locked
+// is not locked.
+func TestLockOfAnother(t *testing.T) {
+	dir := t.TempDir() + "/pins"
+	for _, put := range []bool{false, true} {
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		lock, err := lockDir(dir, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := stillThere(dir, lock); err != nil {
+			t.Error(err)
+		}
+		if err := os.Rename(dir, dir+"-old"); err != nil {
+			t.Fatal(err)
+		}
+		if put {
+			err = os.Mkdir(dir, 0o700)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := stillThere(dir, lock); !errors.Is(err, iofs.ErrNotExist) {
+			t.Errorf("put in its place %v: %v", put, err)
+		}
+		if err := lock.Close(); !errors.Is(err, os.ErrClosed) {
+			t.Errorf("the lock is kept: %v", err)
+		}
+		if err := os.Remove(dir + "-old"); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

@@ -24,7 +24,9 @@ import (
 // removes.
 //
 // The directory "failback" is locked by who starts and stops, v1/N by who has
-// the tracker open. The kernel gives both back when a process dies.
+// the tracker open. The kernel gives both back when a process dies. Who gives back
+// "failback" removes it if it is empty: then nothing is tracked. A lock is good only
+// if the directory is still there under its name when it is had.
 
 // defaultFS is where bpffs is mounted, by whoever does first.
 const defaultFS = "/sys/fs/bpf"
@@ -46,11 +48,20 @@ func makePins(dir string) (*pins, error) {
 	if err := mountFS(dir); err != nil {
 		return nil, err
 	}
-	if err := os.Mkdir(filepath.Join(dir, pinsName), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, fmt.Errorf("make the directory for pins: %w", err)
+	for try := 1; ; try++ {
+		if err := os.Mkdir(filepath.Join(dir, pinsName), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, fmt.Errorf("make the directory for pins: %w", err)
+		}
+		p, err := openPins(dir)
+		if !errors.Is(err, fs.ErrNotExist) || try == pinsTries {
+			return p, err
+		}
+		// Somebody else has ended the last tracking, and removed it before we had it.
 	}
-	return openPins(dir)
 }
+
+// pinsTries is how often somebody else may do that in a row.
+const pinsTries = 100
 
 // openPins locks the directory for pins. It returns an error that wraps
 // fs.ErrNotExist if there is none: then nothing is tracked.
@@ -60,6 +71,9 @@ func openPins(dir string) (*pins, error) {
 	}
 	root := filepath.Join(dir, pinsName)
 	lock, err := lockDir(root, true)
+	if err == nil {
+		err = stillThere(root, lock)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("lock %s: %w", root, err)
 	}
@@ -69,6 +83,23 @@ func openPins(dir string) (*pins, error) {
 		return nil, err
 	}
 	return p, nil
+}
+
+// stillThere returns an error that wraps fs.ErrNotExist, and closes dir, if that is
+// not the directory at path any more.
+func stillThere(path string, dir *os.File) error {
+	mine, err := dir.Stat()
+	if err == nil {
+		var now os.FileInfo
+		now, err = os.Stat(path)
+		if err == nil && !os.SameFile(mine, now) {
+			err = &fs.PathError{Op: "stat", Path: path, Err: fs.ErrNotExist}
+		}
+	}
+	if err != nil {
+		dir.Close()
+	}
+	return err
 }
 
 // checkVersion refuses to work beside the pins of another version: its views
@@ -99,7 +130,12 @@ func (p *pins) view(i int) string         { return filepath.Join(p.dir, fmt.Spri
 func (p *pins) shared(name string) string { return filepath.Join(p.dir, "maps", name) }
 func (p *pins) links() string             { return filepath.Join(p.dir, "links") }
 func (p *pins) link(name string) string   { return filepath.Join(p.links(), name) }
-func (p *pins) close() error              { return p.lock.Close() }
+
+// close unlocks the directory, and removes it first if nothing is in it.
+func (p *pins) close() error {
+	_ = os.Remove(p.lock.Name()) // it has something in it, or is to stay for want of a permission
+	return p.lock.Close()
+}
 
 // bpfMagic is BPF_FS_MAGIC.
 const bpfMagic = 0xcafe4a11

@@ -243,7 +243,7 @@ func (t *Tracker) rest(ctx context.Context) error {
 	if err := t.sweepSession(); err != nil {
 		return err
 	}
-	t.adopted = false
+	t.adopted, t.forgave = false, false
 	seen, err := cbt.NewDirtyMap(t.planes.size, t.planes.block)
 	if err != nil {
 		return err
@@ -252,16 +252,24 @@ func (t *Tracker) rest(ctx context.Context) error {
 	return nil
 }
 
+const lostEnd = "a write ended without a mark"
+
 // answerEnds makes all that this session has taken dirty again if a write ended
 // without a mark. Where its first mark may be among what another process took, or
-// where it never had one, the epoch is lost.
+// where it never had one, the epoch is lost: it is of a write that was under way
+// when tracking began, or when a seal put right that one had passed the programs by.
 func (t *Tracker) answerEnds() error {
 	ends, err := t.unmarkedEnds()
 	if err != nil || ends == t.strangers {
 		return err
 	}
-	if t.adopted || t.rec.get(offDrained) == 0 {
-		t.lose(lostEnd)
+	switch {
+	case t.adopted: // it may be among what the other process took and had proven
+		t.lose(lostEnd + ", after a session that did not come to rest")
+	case t.rec.get(offDrained) == 0:
+		t.lose(lostEnd + ", which may have been under way when tracking began")
+	case t.forgave:
+		t.lose(lostEnd + ", after others had passed the programs by")
 	}
 	for r := range t.seen.Runs() {
 		t.planes.mark(r.Extent)

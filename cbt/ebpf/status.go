@@ -32,7 +32,7 @@ type Status struct {
 	Writes      uint64 // of any kind since the start, discards included
 	Discards    uint64
 	Written     uint64 // bytes that they covered
-	Passthrough uint64 // commands that went around the block layer's writes
+	Passthrough uint64 // commands that went around the block layer's writes, some of them twice: as they began and as they ended
 	Unmarked    uint64 // writes that could not be marked
 
 	Drained   bool  // what was under way at the start has ended

@@ -46,14 +46,11 @@ type Tracker struct {
 	seen      *cbt.DirtyMap // all that was taken since the session is armed
 	strangers uint64        // writes that ended without a mark and are answered for
 	adopted   bool          // the session was armed by another process
+	forgave   bool          // a seal put right that a write went without its first mark; until rest
 }
 
 // errUndrained says that the start is not over.
-var errUndrained = errors.New("writes that were under way when tracking began have not ended yet: pause the writers for a moment and call Drain")
-
-// lostEnd is why an adopted session loses the epoch to a write that ended without
-// a mark: its first one may be among what the other process took and had proven.
-const lostEnd = "a write ended without a mark, after a session that did not come to rest"
+var errUndrained = errors.New("writes that were under way when tracking began have not ended yet, as far as anybody can see (Drain waits for that): pause the writers for a moment")
 
 func (t *Tracker) errorf(what string, err error) error {
 	return fmt.Errorf("%s of tracked %s: %w", what, t.device, err)

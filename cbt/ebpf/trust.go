@@ -1,6 +1,7 @@
 package ebpf
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
@@ -34,7 +35,7 @@ func (t *Tracker) doubt() string {
 		return fmt.Sprintf("%d writes could not be marked", n)
 	}
 	if n := t.rec.get(offPassthrough) - t.rec.get(offBasePass); n > 0 {
-		return fmt.Sprintf("%d commands were passed through to the disk (SG_IO or the like), which may have written", n)
+		return fmt.Sprintf("commands were passed through to the disk (SG_IO or the like), which may have written: %d are counted, as they begin or end", n)
 	}
 	return ""
 }
@@ -139,10 +140,51 @@ func (t *Tracker) Seal(e cbt.Epoch) error {
 	if err != nil {
 		return t.errorf("seal epoch", err)
 	}
+	t.forgave = t.forgave || missed != t.rec.get(offBaseMissed)
 	t.rec.set(offBaseMissed, missed)
 	t.rec.set(offBasePass, t.rec.get(offPassthrough))
 	t.rec.set(offEpoch, uint64(e))
 	t.rec.clearText(offReason) // last: until here the old reason holds
+	return nil
+}
+
+// Advance implements cbt.Sealer. What the programs have counted of doubts since
+// the last seal stays counted: one that comes while this runs is found by the next
+// take.
+//
+//  1. take note of what is proven, in this process alone
+//  2. the new epoch, in one store: who relies on the one before is refused from
+//     here on. Killed here, all that was taken is still held
+//  3. what is proven is not held any more
+func (t *Tracker) Advance(taken *cbt.Taken, proven []cbt.Extent, e cbt.Epoch) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return t.errorf("advance the epoch", os.ErrClosed)
+	}
+	trust := t.trust()
+	err := trust.Check(trust.Since)
+	switch {
+	case err != nil:
+	case e <= trust.Since:
+		err = fmt.Errorf("%d is not above %d, the last one", e, trust.Since)
+	case t.out > 1:
+		err = fmt.Errorf("%d other taken maps are out, put them back first", t.out-1)
+	}
+	if err != nil {
+		proven = nil
+	}
+	if spent := t.m.PutBack(taken, proven); spent != nil {
+		return t.errorf("advance the epoch", errors.Join(err, spent))
+	}
+	t.out--
+	if err == nil {
+		t.rec.set(offEpoch, uint64(e))
+	}
+	t.planes.hold(t.m.Runs())
+	if err != nil {
+		return t.errorf("advance the epoch", err)
+	}
 	return nil
 }
 

@@ -21,7 +21,8 @@ import (
 //	 20    4 whole        1: the volume is the disk
 //	 24    8 words        of 64 blocks, in each plane of the bitmap
 //	 32    8 beyond       counter: writes behind the end of a whole disk
-//	 40    8 passthrough  counter: commands that may write and are no writes
+//	 40    8 passthrough  counter: commands that may write and are no writes, as they are
+//	                      issued and, while a session reads, once more as they end
 //	 48    8 lost         counter: writes that could not be marked
 //	 56    8 strangers    counter: ends of writes whose begin was not remembered
 //	 64    4 live         1: the record is complete and the programs use it

@@ -75,7 +75,7 @@ func (s *liveStage) once(t *testing.T, i int) {
 	if i%2 == 0 {
 		s.same(t)
 	}
-	if i == 0 && (r.Rung != "merkle" || !strings.Contains(r.Reason, "no sync with this target is known")) {
+	if i == 0 && (r.Rung != "merkle" || !strings.Contains(r.Reason, "it was not tracked until now")) {
 		t.Errorf("the first time: rung %s: %s", r.Rung, r.Reason)
 	}
 	if i > 0 && (r.Rung != "exact" || r.Candidates > s.size/2) {

@@ -21,11 +21,17 @@ type smallFS struct {
 
 func newSmallFS(t *testing.T, size int64) *smallFS {
 	t.Helper()
+	return newSmallFSIn(t, t.TempDir(), size)
+}
+
+// newSmallFSIn has the file that it lies on in a directory.
+func newSmallFSIn(t *testing.T, dir string, size int64) *smallFS {
+	t.Helper()
 	mkfs, err := exec.LookPath("mkfs.ext4")
 	if err != nil {
 		t.Skip("needs mkfs.ext4")
 	}
-	fs := &smallFS{dir: t.TempDir(), image: filepath.Join(t.TempDir(), "fs.img")}
+	fs := &smallFS{dir: t.TempDir(), image: filepath.Join(dir, "fs.img")}
 	write(t, fs.image, nil)
 	if err := os.Truncate(fs.image, size); err != nil {
 		t.Fatal(err)

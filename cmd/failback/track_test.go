@@ -26,7 +26,19 @@ func newTrackStage(t *testing.T) *trackStage {
 	if _, err := exec.LookPath("losetup"); err != nil {
 		t.Skip("needs losetup")
 	}
-	s := &trackStage{bin: build(t), bpffs: t.TempDir(), state: filepath.Join(t.TempDir(), "state")}
+	s := newPins(t, &trackStage{bin: build(t), state: filepath.Join(t.TempDir(), "state")})
+	if p := start(t, s.bin, "track", "check", "--bpffs", s.bpffs); p.wait(t) != 0 {
+		t.Skipf("needs a kernel that can track:\n%s%s", p.stdout.String(), p.said.String())
+	}
+	s.device = loopOver(t, filepath.Join(t.TempDir(), "disk.img"), 8<<20)
+	return s
+}
+
+// newPins is a stage with a bpffs of its own.
+func newPins(t *testing.T, like *trackStage) *trackStage {
+	t.Helper()
+	s := *like
+	s.bpffs = t.TempDir()
 	if err := unix.Mount("bpf", s.bpffs, "bpf", 0, "mode=0700"); err != nil {
 		t.Skipf("needs to mount bpffs: %v", err)
 	}
@@ -35,11 +47,7 @@ func newTrackStage(t *testing.T) *trackStage {
 			t.Error(err)
 		}
 	})
-	if p := start(t, s.bin, "track", "check", "--bpffs", s.bpffs); p.wait(t) != 0 {
-		t.Skipf("needs a kernel that can track:\n%s%s", p.stdout.String(), p.said.String())
-	}
-	s.device = loopOver(t, filepath.Join(t.TempDir(), "disk.img"), 8<<20)
-	return s
+	return &s
 }
 
 func loopOver(t *testing.T, file string, size int64) string {
@@ -53,7 +61,12 @@ func loopOver(t *testing.T, file string, size int64) string {
 		t.Skipf("needs loop devices: %v", err)
 	}
 	device := strings.TrimSpace(string(out))
+	mine := filepath.Dir(t.TempDir())
 	t.Cleanup(func() {
+		behind, err := os.ReadFile("/sys/block/" + filepath.Base(device) + "/loop/backing_file")
+		if err != nil || !strings.HasPrefix(string(behind), mine) {
+			return // a test that has detached it itself; it may be somebody else's by now
+		}
 		if out, err := exec.Command("losetup", "--detach", device).CombinedOutput(); err != nil {
 			t.Errorf("detach %s: %v: %s", device, err, out)
 		}

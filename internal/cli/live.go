@@ -80,6 +80,7 @@ type liveSync struct {
 	tracker *ebpf.Tracker // nil: it cannot be tracked, and untold says why
 	untold  string
 	ours    bool // started for this sync, or for one that was killed
+	fresh   bool // started for this sync
 	record  *liveRecord
 	point   *pointFile
 }
@@ -108,9 +109,9 @@ func (l *liveFlags) begin(ctx context.Context, u *ui, s *syncFlags, src, dst *si
 	if v.record, err = newLiveRecord(&s.fall.place, src.disk.Identity(), src.arg); err != nil {
 		return nil, err
 	}
-	started, err := v.track(ctx, src.disk.Identity())
+	v.fresh, err = v.track(ctx, src.disk.Identity())
 	switch {
-	case err == nil && started && l.trust:
+	case err == nil && v.fresh && l.trust:
 		return nil, errors.Join(v.stop(), &failback.RefusedError{Volume: src.arg, Reason: "it was not tracked until now, so its tracker knows nothing (--trust-tracker)",
 			Next: "leave --trust-tracker out: both sides will be compared"})
 	case err == nil:
@@ -130,6 +131,9 @@ func (v *liveSync) track(ctx context.Context, identity string) (started bool, er
 	v.tracker, err = ebpf.Open(v.device, o)
 	if !errors.Is(err, ebpf.ErrNotTracked) && !errors.Is(err, fs.ErrNotExist) {
 		v.ours = err == nil && v.record.adopts
+		if err == nil {
+			v.settle(ctx)
+		}
 		return false, err
 	}
 	if err := v.record.starts(); err != nil {
@@ -139,7 +143,7 @@ func (v *liveSync) track(ctx context.Context, identity string) (started bool, er
 		return false, errors.Join(err, v.record.ends())
 	}
 	v.ours = true
-	if !v.flags.still {
+	if v.settle(ctx); !v.flags.still {
 		return true, nil
 	}
 	// It is seen now that its tracker will vouch for nothing: later is too late.
@@ -151,6 +155,19 @@ func (v *liveSync) track(ctx context.Context, identity string) (started bool, er
 		return false, errors.Join(err, v.stop())
 	}
 	return true, nil
+}
+
+// settle waits for the writes that were under way when tracking began, where that
+// has not been seen yet. If they do not end, the session is refused with the reason.
+func (v *liveSync) settle(ctx context.Context) {
+	st, err := v.tracker.Status()
+	if err != nil || st.Drained || st.Reading {
+		return
+	}
+	v.u.note("waiting for writes to " + v.device + " that are under way")
+	ctx, cancel := context.WithTimeout(ctx, drainTime)
+	defer cancel()
+	_ = v.tracker.Drain(ctx)
 }
 
 // stop ends the tracking that is for this sync.
@@ -226,8 +243,14 @@ func (v *liveSync) sync(ctx context.Context, src, dst *side, o failback.Options)
 		return v.atRest(ctx, src, dst, o)
 	}
 	o.Live.Tracker = patient{v.tracker, v.u}
-	if v.point.load(o.Live); v.flags.trust {
-		o.Live.Since, o.Live.After, o.Live.Left = v.tracker.Trust().Since, [16]byte{}, ""
+	o.Live.Above = v.record.highest()
+	switch {
+	case v.fresh: // a sync point is of an epoch that is no more
+		o.Live.Unsynced = "it was not tracked until now" + v.record.unstopped()
+	case v.flags.trust:
+		o.Live.Since = v.tracker.Trust().Since
+	default:
+		o.Live.Unsynced = v.point.load(o.Live)
 	}
 	o.Live.Sealed = func() error {
 		if err := v.record.sealed(o.Live.Since); err != nil {
@@ -399,19 +422,31 @@ func newPoint(place *placeFlags, d *failback.Disk, target string) (*pointFile, e
 	return &pointFile{path: filepath.Join(dir, name), now: syncPoint{Schema: schemaPoint, Source: d.Identity(), Target: target}}, nil
 }
 
-// load adds what the file says to l, nothing if there is none for this pair. What
-// cannot be read is as good as none: both sides are compared then.
-func (p *pointFile) load(l *failback.Live) {
+// load adds what the file says to l, or says why that is nothing. What cannot be
+// read is as good as none: both sides are compared then.
+func (p *pointFile) load(l *failback.Live) (unsynced string) {
 	b, err := os.ReadFile(p.path)
-	var was syncPoint
-	if err != nil || json.Unmarshal(b, &was) != nil || was.Schema != schemaPoint || was.Source != p.now.Source || was.Target != p.now.Target {
-		return
+	if errors.Is(err, fs.ErrNotExist) {
+		return ""
 	}
-	session, err := hex.DecodeString(was.After)
-	if err != nil || len(session) != len(l.After) || [16]byte(session) == [16]byte{} {
-		return
+	var was syncPoint
+	var session []byte
+	if err == nil {
+		err = json.Unmarshal(b, &was)
+	}
+	if err == nil {
+		session, err = hex.DecodeString(was.After)
+	}
+	switch {
+	case err != nil, was.Schema != schemaPoint, len(session) != len(l.After), [16]byte(session) == [16]byte{}, was.Epoch == 0:
+		return fmt.Sprintf("the sync point in %s cannot be read", p.path)
+	case was.Source != p.now.Source:
+		return fmt.Sprintf("the sync point in %s is of another source, %s", p.path, was.Source)
+	case was.Target != p.now.Target:
+		return fmt.Sprintf("its last live sync was with another target, %s", was.Target)
 	}
 	l.Since, l.After, l.Left = was.Epoch, [16]byte(session), was.Left
+	return ""
 }
 
 // save makes what l says durable.

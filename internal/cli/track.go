@@ -230,7 +230,6 @@ type givingTracker interface {
 	cbt.Tracker
 	cbt.Sealer
 	Status() (ebpf.Status, error)
-	Lose(reason string)
 }
 
 // take empties a tracker into a file.
@@ -238,13 +237,11 @@ type givingTracker interface {
 //  1. take: the bits are in the kernel's memory as taken and not proven
 //  2. save the map, durably
 //  3. note the new epoch
-//  4. lose the old one: whoever asks for what was written since is refused from
-//     here on, for the bits are going
-//  5. prove all: they are gone from there
-//  6. begin the new epoch, in which the tracker can be trusted again
+//  4. advance to it: whoever asks for what was written since the old one is refused
+//     from here on, for then the bits go
 //
-// A crash before 5 leaves all bits where they were. One between 4 and 6 leaves a
-// tracker that vouches for nothing, and says why.
+// A crash before 4 leaves a tracker that is as it was, and one in the middle of it
+// the new epoch with all bits: the file has them, too.
 func (f *trackFlags) take(ctx context.Context, t givingTracker, output string) (*cbt.Map, error) {
 	trust := t.Trust()
 	taken, err := t.Take(ctx, trust.Since)
@@ -271,9 +268,8 @@ func (f *trackFlags) take(ctx context.Context, t givingTracker, output string) (
 	if err != nil {
 		return nil, errors.Join(err, t.PutBack(taken, nil))
 	}
-	t.Lose("its marks were handed over, and no new epoch was begun: they are in " + output)
-	if err := errors.Join(t.PutBack(taken, taken.Extents()), t.Seal(next)); err != nil {
-		return nil, &outcomeError{err, s.Device + " is tracked, and the record vouches for nothing; what was dirty until now is in " + output, "stop and start tracking"}
+	if err := t.Advance(taken, taken.Extents(), next); err != nil {
+		return nil, &outcomeError{err, s.Device + " is tracked, and nothing was cleared; what was dirty until now is in " + output + " as well", "see failback track status"}
 	}
 	return m, nil
 }

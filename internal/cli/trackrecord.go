@@ -139,6 +139,7 @@ func (f *trackFlags) startedBySync(identity string) bool {
 type liveRecord struct {
 	path   string
 	was    *trackRecord // nil: none, or of a live sync that was killed
+	found  *trackRecord // nil: none
 	adopts bool         // the tracker that is there is left over from that one
 	now    trackRecord
 }
@@ -154,13 +155,34 @@ func newLiveRecord(place *placeFlags, identity, device string) (*liveRecord, err
 	if err != nil {
 		return nil, err
 	}
-	adopts := was.ofSync()
+	found, adopts := was, was.ofSync()
 	if was != nil && was.Sync {
 		was = nil
 	}
-	return &liveRecord{path: path, was: was, adopts: adopts, now: trackRecord{
+	return &liveRecord{path: path, was: was, found: found, adopts: adopts, now: trackRecord{
 		Version: 1, State: stateTracking, Device: device, Identity: identity, Boot: bootID(), Started: time.Now(), Sync: true,
 	}}, nil
+}
+
+// highest is the highest epoch that the volume is known to have had.
+func (l *liveRecord) highest() cbt.Epoch {
+	if l.found == nil {
+		return 0
+	}
+	return l.found.Epoch
+}
+
+// unstopped says what is known of a tracker that was there and is no more, though
+// nobody has stopped it, or "".
+func (l *liveRecord) unstopped() string {
+	if l.found == nil || l.found.State != stateTracking {
+		return ""
+	}
+	text := fmt.Sprintf("; before that from %s on, and that was not stopped in order", l.found.Started.Local().Format(time.DateTime))
+	if l.found.Boot != bootID() {
+		text += ": the machine was started anew since"
+	}
+	return text
 }
 
 func (l *liveRecord) starts() error {

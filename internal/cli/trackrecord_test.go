@@ -11,11 +11,12 @@ import (
 	"github.com/failback/failback/cbt/ebpf"
 )
 
-// given is a tracker whose next seal may not come.
+// given is a tracker whose next epoch may not come.
 type given struct {
 	*cbt.Writer
 	size   int64
 	killed bool
+	lost   string // "" or for what the epoch is lost meanwhile
 }
 
 var errKilled = errors.New("killed")
@@ -24,11 +25,14 @@ func (g *given) Status() (ebpf.Status, error) {
 	return ebpf.Status{Device: "/dev/x", Identity: "x", Size: g.size, Block: cbt.MinBlock, Trust: g.Trust()}, nil
 }
 
-func (g *given) Seal(e cbt.Epoch) error {
-	if g.killed {
-		return errKilled
+func (g *given) Advance(t *cbt.Taken, proven []cbt.Extent, e cbt.Epoch) error {
+	switch {
+	case g.killed:
+		return errors.Join(errKilled, g.PutBack(t, nil)) // as if it were out when the process died
+	case g.lost != "":
+		g.Lose(g.lost)
 	}
-	return g.Writer.Seal(e)
+	return g.Writer.Advance(t, proven, e)
 }
 
 type nowhere struct{}
@@ -54,9 +58,9 @@ func (g *given) dirty(t *testing.T) {
 
 func stateIn(dir string) trackFlags { return trackFlags{state: placeFlags{state: dir}} }
 
-// A take that dies after the bits have gone into the file leaves a tracker that
-// nobody believes: a session that asks since the old epoch would find too little.
-func TestTakeWithoutSeal(t *testing.T) {
+// A take that dies when the map is in the file leaves a tracker that is as it was: a
+// session that asks since the old epoch finds all.
+func TestTakeWithoutEpoch(t *testing.T) {
 	g, dir := newGiven(t), t.TempDir()
 	if err := g.Seal(7); err != nil {
 		t.Fatal(err)
@@ -71,8 +75,27 @@ func TestTakeWithoutSeal(t *testing.T) {
 	if err != nil || m.Epoch != 7 || len(m.Extents()) != 1 {
 		t.Errorf("the file has %+v, %v", m, err)
 	}
-	if _, err := g.Take(t.Context(), 7); !errors.Is(err, cbt.ErrEpochLost) || !strings.Contains(err.Error(), output) {
-		t.Errorf("the tracker still vouches for epoch 7: %v", err)
+	if left, err := g.Take(t.Context(), 7); err != nil || len(left.Extents()) != 1 {
+		t.Errorf("the tracker has %+v, %v", left, err)
+	}
+}
+
+// What a take does not know of is not put right by it.
+func TestTakeOfTheLost(t *testing.T) {
+	g, dir := newGiven(t), t.TempDir()
+	if err := g.Seal(7); err != nil {
+		t.Fatal(err)
+	}
+	g.dirty(t)
+	f, output := stateIn(dir), filepath.Join(dir, "x.fbm")
+	g.lost = "somebody wrote around it"
+	_, err := f.take(t.Context(), g, output)
+	var told *outcomeError
+	if !errors.As(err, &told) || !errors.Is(err, cbt.ErrEpochLost) || !strings.Contains(told.state, output) {
+		t.Fatalf("take: %v", err)
+	}
+	if trust := g.Trust(); trust.Lost != g.lost {
+		t.Errorf("afterwards: %+v", trust)
 	}
 }
 

@@ -204,6 +204,11 @@ func (f *failure) classifyTrack(err error) bool {
 		f.refuse("", ebpf.ErrOpen.Error(), "wait until it has ended; failback track status and extents work beside it")
 	case errors.Is(err, cbt.ErrEpochLost):
 		_, why, _ := strings.Cut(err.Error(), cbt.ErrEpochLost.Error())
+		var out *outcomeError
+		if errors.As(err, &out) { // it was lost on the way
+			f.Reason = cbt.ErrEpochLost.Error() + why
+			break
+		}
 		f.refuse("", cbt.ErrEpochLost.Error()+why, "stop and start tracking, and compare the volumes by hash: sync without --dirty")
 	default:
 		return false

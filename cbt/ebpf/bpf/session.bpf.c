@@ -141,6 +141,20 @@ static long walk_bio(__u32 n, struct walk *w)
 	return 0;
 }
 
+/*
+ * A command from user space was counted when it was issued. It may have been
+ * before the last seal, which put that right, or before there were programs: what
+ * is read from then on may be read before the command has changed it.
+ */
+static __always_inline void count_passthrough(void)
+{
+	__u32 key = view_number;
+	struct view *v = bpf_map_lookup_elem(&views, &key);
+
+	if (v)
+		__sync_fetch_and_add(&v->passthrough, 1);
+}
+
 #define MAX_BIOS 65536 /* of a request */
 
 SEC("tp_btf/block_rq_complete")
@@ -164,6 +178,10 @@ int BPF_PROG(mark_request, struct request *rq, __u32 error, __u32 bytes)
 		whole = disk ? disk->part0 : 0;
 		if (!whole || whole->bd_dev != disk_number)
 			return 0;
+		if ((rq->cmd_flags & OP_MASK) == OP_DRV_OUT) {
+			count_passthrough();
+			return 0;
+		}
 		/* Also what ended in part, and in error: what is there then is not known. */
 		if (!discard && rq->__data_len) {
 			mark(rq->__sector, rq->__sector + ((rq->__data_len + 511) >> 9), 0);
