@@ -262,7 +262,7 @@ func TestKillFar(t *testing.T) {
 func TestTerminateGently(t *testing.T) {
 	a := newArena(t, false)
 	a.close(t)
-	a.grace, a.rate = "20s", "4MiB/s"
+	a.grace, a.rate = "20s", "2MiB/s"
 	a.serve(t)
 	r := trip{way: push, dirty: true, limited: true}
 	a.spoil(t)

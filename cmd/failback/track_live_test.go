@@ -39,7 +39,8 @@ func (s *trackStage) killedLive(t *testing.T, target string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = d.WriteAt(noise(1<<20, 7), 0)
+	// More than a frame: the first goes at once, the next has to wait.
+	_, err = d.WriteAt(noise(2<<20, 7), 0)
 	if err := errors.Join(err, d.Sync(), d.Close()); err != nil {
 		t.Fatal(err)
 	}
