@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/failback/failback/internal/journal"
 	"github.com/failback/failback/transport"
 	"github.com/failback/failback/transport/message"
 )
@@ -109,7 +110,10 @@ func TestTakeOver(t *testing.T) {
 			if dials > 1 {
 				return near, nil
 			}
-			return &silentCut{ReadWriteCloser: near, left: 20 << 20}, nil
+			return &silentCut{ReadWriteCloser: near, due: func() bool {
+				rec, err := journal.Read(journal.Disk, path)
+				return err == nil && rec.Done > 0
+			}}, nil
 		}}
 		o := Options{Window: 2 << 20, Codec: "none", RetryFor: time.Minute, Checkpoint: time.Millisecond}
 		report, err := Sync(ctx, Side{Volume: src, Name: "a"}, b, o)
@@ -121,14 +125,14 @@ func TestTakeOver(t *testing.T) {
 	})
 }
 
-// A silentCut breaks at our end only: the other end hears nothing more.
+// A silentCut breaks, once due, at our end only: the other end hears nothing more.
 type silentCut struct {
 	io.ReadWriteCloser
-	left int64
+	due func() bool
 }
 
 func (c *silentCut) Write(p []byte) (int, error) {
-	if c.left -= int64(len(p)); c.left < 0 {
+	if c.due() {
 		return 0, syscall.ECONNRESET
 	}
 	return c.ReadWriteCloser.Write(p)
