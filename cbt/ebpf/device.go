@@ -91,6 +91,7 @@ func (d device) refuse() error {
 	e := &RefusedError{Device: d.path}
 	zoned := sysfs.Attr(d.diskDir + "/queue/zoned")
 	who := d.opaqueHolder()
+	m := d.mapping()
 	switch {
 	case zoned != "none" && zoned != "":
 		e.Reason = fmt.Sprintf("it is a zoned device (%s): its write pointers move by other commands than writes", zoned)
@@ -101,9 +102,8 @@ func (d device) refuse() error {
 	case who != "":
 		e.Reason = fmt.Sprintf("it is a part of %s, which may send on requests that are not announced again", who)
 		e.Next = "track " + who
-	case !d.request && !d.counted():
-		e.Reason = "its io statistics are off: nobody knows when the writes that are under way have ended, and it is no disk of requests, whose writes could be marked then"
-		e.Next = fmt.Sprintf("echo 1 > %s, let its writers rest for a moment, and start again", d.statsFile())
+	case m.why != "":
+		e.Reason, e.Next = m.why, m.next
 	default:
 		return nil
 	}
@@ -151,7 +151,25 @@ func (d device) opaqueHolder() string {
 // counted reports whether the kernel counts what is under way on the disk: not
 // with its io statistics off. For zram that is no matter, it counts always.
 func (d device) counted() bool {
-	return sysfs.Attr(d.diskDir+"/queue/iostats") == "1" || strings.HasPrefix(filepath.Base(d.diskDir), "zram")
+	return sysfs.Attr(d.diskDir+"/queue/iostats") == "1" || d.driver("zram")
+}
+
+// driver reports whether the disk has a name of this driver: the name and a number.
+func (d device) driver(name string) bool {
+	n, ok := strings.CutPrefix(filepath.Base(d.diskDir), name)
+	return ok && n != "" && strings.Trim(n, "0123456789") == ""
+}
+
+// uncounted is why no quiet moment of the disk can be seen, as the record has it:
+// 0 if one can.
+func (d device) uncounted() (why uint64) {
+	if !d.counted() {
+		why |= uncountedStats
+	}
+	if d.holds() {
+		why |= uncountedHolds
+	}
+	return why
 }
 
 func (d device) statsFile() string {

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"unsafe"
 
+	"github.com/cilium/ebpf"
 	"github.com/failback/failback/cbt"
 	"github.com/failback/failback/internal/sysfs"
 )
@@ -34,12 +35,24 @@ func newMapper(t *testing.T, size int64) *mapper {
 	m := &mapper{below: newLoop(t, makeFile(t, scratch(t)+"/below", mapperStart+size), 0), name: fmt.Sprintf("failback-%d-%d", os.Getpid(), rand.Uint32())}
 	m.device = "/dev/mapper/" + m.name
 	m.run(t, "create", "--table", fmt.Sprintf("0 %d linear %s %d", size/sector, m.below, mapperStart/sector))
+	m.lasts(t)
+	return m
+}
+
+// lasts has the device removed when the test ends, and its writes counted as long
+// as it lasts: before Linux 6.5 the switch is off at first.
+func (m *mapper) lasts(t *testing.T) {
+	t.Helper()
 	t.Cleanup(func() {
 		if !until(t, 5*second, func() bool { return m.dmsetup("remove") == nil }) {
 			t.Errorf("%s stays", m.device)
 		}
 	})
-	return m
+	d, err := lookDevice(m.device)
+	if err != nil {
+		t.Fatal(err)
+	}
+	setStats(t, d.dir, true)
 }
 
 func (m *mapper) dmsetup(verb string, args ...string) error {
@@ -127,11 +140,30 @@ func TestStrangerOfBios(t *testing.T) {
 	}
 	mustPutBack(t, tr, mustTake(t, tr, 2), all(tr))
 	resume()
+	if got := mustMap(t, tr).Extents(); !slices.Equal(got, []cbt.Extent{block(3)}) {
+		t.Errorf("the map after a stranger has %v, want all that the session had", got)
+	}
 	taken := mustTake(t, tr, 2)
 	if got := taken.Extents(); !slices.Equal(got, []cbt.Extent{block(3)}) {
 		t.Errorf("took %v after a stranger, want all that the session had", got)
 	}
 	mustPutBack(t, tr, taken)
+}
+
+// A stop right after the stranger reports it, too.
+func TestStrangerBeforeStop(t *testing.T) {
+	m := newMapper(t, 4<<20)
+	tr := sealed(t, m.device, Options{}, 2)
+	resume := m.heldWrite(t)
+	if !until(t, 10*second, func() bool { return mustStatus(t, tr).Writes > 0 }) {
+		t.Fatal("the write was not queued")
+	}
+	mustPutBack(t, tr, mustTake(t, tr, 2), all(tr))
+	resume()
+	last, err := tr.Stop()
+	if err != nil || !slices.Equal(last.Extents(), []cbt.Extent{block(3)}) {
+		t.Errorf("the last map after a stranger: %+v, %v", last, err)
+	}
 }
 
 func TestLateDiscardOfBios(t *testing.T) {
@@ -267,5 +299,60 @@ func TestTortureOfOthers(t *testing.T) {
 	}
 	if !found {
 		t.Skip("needs null_blk (memory_backed) or brd, with 64 MiB at least")
+	}
+}
+
+// An end that passed the program by leaves the write with what is remembered, and
+// the next bio at its address tells that it has ended.
+func TestReusedBio(t *testing.T) {
+	needKernel(t)
+	disk := newZram(t, 4<<20)
+	tr := sealed(t, disk, Options{}, 2)
+	mustPutBack(t, tr, mustTake(t, tr, 2), all(tr)) // arms
+	// Only the end of writes marks, and nobody looks at it.
+	if err := errors.Join(os.Remove(tr.sessionDir()+"/mark_bio"), tr.k.leave(tr.number)); err != nil {
+		t.Fatal(err)
+	}
+	inflight, err := ebpf.LoadPinnedMap(tr.inflightPin(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer inflight.Close()
+	places := func() map[uint64]cbt.Extent { // by the address of a bio
+		all := map[uint64]cbt.Extent{}
+		var key uint64
+		var at [2]uint64
+		for next := inflight.Iterate(); next.Next(&key, &at); {
+			all[key] = cbt.Extent{Off: int64(at[0]) * sector, End: int64(at[1]) * sector}
+		}
+		return all
+	}
+	f := openFile(t, disk, os.O_RDWR|unixDirect)
+	if !until(t, 10*second, func() bool { // the program goes a little later than its pin
+		writeDirect(t, f, 0, 4096, 1)
+		return len(places()) > 0
+	}) {
+		t.Fatal("no write is remembered")
+	}
+	var want []cbt.Extent
+	for i := int64(1); i < 1000 && len(want) < 4; i++ {
+		before := places()
+		writeDirect(t, f, i*cbt.MinBlock, 4096, 1)
+		for bio, at := range places() {
+			if was, ok := before[bio]; ok && was != at {
+				want = append(want, was)
+			}
+		}
+	}
+	if len(want) == 0 {
+		t.Skip("needs a kernel that uses the memory of bios again soon")
+	}
+	first := []cbt.Extent{block(0)} // of which the end was seen, or not
+	got := cbt.Subtract(mustMap(t, tr).Extents(), first)
+	if want = cbt.Subtract(cbt.Normalize(want), first); !slices.Equal(got, want) {
+		t.Errorf("writes are known to have ended at %v, want %v", got, want)
+	}
+	if err := tr.k.enter(tr.number, kernelNumber(tr.rec.get32(offDisk))); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -64,7 +64,9 @@ func ownFS(t testing.TB) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := unix.Unmount(dir, 0); err != nil {
+		var err error
+		// Busy while anybody on this machine looks at it.
+		if !until(t, 5*second, func() bool { err = unix.Unmount(dir, 0); return !errors.Is(err, unix.EBUSY) }) || err != nil {
 			_ = unix.Unmount(dir, unix.MNT_DETACH)
 			t.Errorf("unmount bpffs: %v", err)
 		}

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -40,6 +41,13 @@ import (
 // the programs of the queue came has no mark. Of a disk that is driven by
 // requests it gets one at its end, so an epoch may be sealed beside it; of any
 // other it would end as a stranger, and the seal waits until there is none.
+//
+// Where nobody can see that there is none, because the kernel does not count all
+// that is under way, the programs are there from the start to the stop, and an end
+// of a stranger loses the epoch: it may be of a write from before the start. An end
+// that came while the program was at work on the same processor, which some drivers
+// make frequent, is then taken for that of a write that is remembered: what is still
+// remembered is reported, see recall.
 
 var sessionPrograms = []string{"mark_request", "mark_bio", "remember_bio"} // in the order of attaching
 
@@ -67,7 +75,7 @@ func (t *Tracker) arm() error {
 	if err := t.sweepSession(); err != nil {
 		return err
 	}
-	t.strangers = t.rec.get(offStrangers) // programs that are new have missed nothing
+	t.strangers, t.recalled = t.rec.get(offStrangers), 0 // programs that are new have missed nothing
 	t.rec.set(offSeenStranger, t.strangers)
 	spec, err := loadSpec("session", sessionObject)
 	if err != nil {
@@ -83,6 +91,9 @@ func (t *Tracker) arm() error {
 			return fmt.Errorf("set %s of the session programs: %w", name, err)
 		}
 	}
+	if err := spec.Variables["paths_of"].Set(t.pathsOf()); err != nil {
+		return fmt.Errorf("set paths_of of the session programs: %w", err)
+	}
 	c, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
 		MapReplacements: map[string]*ebpf.Map{"views": t.k.maps["views"], "bitmap": t.bitmap},
 	})
@@ -93,18 +104,88 @@ func (t *Tracker) arm() error {
 	return t.pinSession(c)
 }
 
-// settles reports whether writes that were queued before the start are marked at
-// their end.
-func (t *Tracker) settles() bool { return t.request && t.armed() }
+// pathsOf is the name of the disk if it may be NVMe's paths to one taken together.
+func (t *Tracker) pathsOf() (name [32]byte) {
+	if d, err := lookNumber(kernelNumber(t.rec.get32(offDisk))); err == nil && !d.request && strings.HasPrefix(filepath.Base(d.diskDir), "nvme") {
+		copy(name[:len(name)-1], filepath.Base(d.diskDir))
+	}
+	return name
+}
 
-// unmarkedEnds counts the writes that ended without a mark since the start.
+// settles reports whether writes that were queued before the start are marked at
+// their end, or lose the epoch then.
+func (t *Tracker) settles() bool {
+	return (t.request || t.rec.get(offUncounted) != 0) && t.armed()
+}
+
+// ebb waits until no stranger has ended for a while: most writes that were under
+// way at the start of a device whose quiet moments nobody sees. One that comes
+// later is told by trust.
+func (t *Tracker) ebb(ctx context.Context) {
+	tick := time.NewTicker(drainTick)
+	defer tick.Stop()
+	for quiet, before := 0, t.rec.get(offStrangers); quiet < quietTicks; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		now := t.rec.get(offStrangers)
+		if quiet++; now != before {
+			quiet, before = 0, now
+		}
+	}
+}
+
+// unmarkedEnds counts the writes that ended without a mark since the start, and
+// were not remembered.
 func (t *Tracker) unmarkedEnds() (uint64, error) {
 	n := t.rec.get(offStrangers)
 	if !t.armed() {
 		return n, nil
 	}
-	missed, err := missedEvents(t.sessionDir(), sessionPrograms)
+	names := sessionPrograms
+	if t.settles() && !t.request {
+		names = []string{"remember_bio"}
+	}
+	missed, err := missedEvents(t.sessionDir(), names)
 	return n + missed, err
+}
+
+// recall marks what the programs remember of writes: each is under way, or its end
+// passed the program by. Of one whose memory the kernel has used again the programs
+// have marked it.
+func (t *Tracker) recall() error {
+	if t.request || !t.settles() {
+		return nil
+	}
+	missed, err := missedEvents(t.sessionDir(), sessionPrograms)
+	if err != nil || missed == t.recalled {
+		return err
+	}
+	m, err := ebpf.LoadPinnedMap(t.inflightPin(), &ebpf.LoadPinOptions{ReadOnly: true})
+	if err != nil {
+		return fmt.Errorf("open the map of writes under way: %w", err)
+	}
+	defer m.Close()
+	start, end := t.rec.get(offStart), t.rec.get(offEnd)
+	bios := make([]uint64, 1024) // their addresses
+	places := make([]struct{ Sector, End uint64 }, len(bios))
+	// In batches: to go from one to the next begins anew where that one has ended.
+	for cursor := (ebpf.MapBatchCursor{}); err == nil; {
+		var n int
+		n, err = m.BatchLookup(&cursor, bios, places, nil)
+		for _, at := range places[:n] {
+			if first, last := max(at.Sector, start), min(at.End, end); first < last {
+				t.planes.mark(cbt.Extent{Off: int64(first-start) * sector, End: int64(last-start) * sector})
+			}
+		}
+	}
+	if !errors.Is(err, ebpf.ErrKeyNotExist) { // which is the end of it
+		return fmt.Errorf("list the writes under way: %w", err)
+	}
+	t.recalled = missed
+	return nil
 }
 
 func (t *Tracker) pinSession(c *ebpf.Collection) error {
@@ -174,18 +255,22 @@ func (t *Tracker) drain(ctx context.Context) bool {
 	}
 }
 
-// watch notes in the record whether the disk's io statistics are off, and reports
-// whether they were on each time that anybody looked since the start: before the
-// programs came, at each take, and as long as a quiet moment is waited for.
+// watch notes in the record whether the kernel may not count all writes that are
+// under way, see device.uncounted, and reports whether it did each time that
+// anybody looked since the start: before the programs came, at each take, and as
+// long as a quiet moment is waited for.
 //
-// A write that is queued while they are off is never counted, also when they are
-// turned on again before it ends. So a volume that was seen so is never found
-// quiet: no end of its start, no rest, until it is stopped and started anew.
+// A write that is queued while the io statistics are off is never counted, also
+// when they are turned on again before it ends. So a volume that was seen so is
+// never found quiet: no end of its start, no rest, until it is stopped and started
+// anew.
 func (t *Tracker) watch(d device) bool {
-	if !d.counted() {
-		t.rec.set(offUncounted, 1)
+	seen := t.rec.get(offUncounted)
+	if why := seen | d.uncounted(); why != seen {
+		t.rec.set(offUncounted, why)
+		seen = why
 	}
-	return t.rec.get(offUncounted) == 0
+	return seen == 0
 }
 
 // evident reports whether what the programs have seen speaks against what the
@@ -201,7 +286,7 @@ func (t *Tracker) evident(d device) bool {
 
 // explainBusy adds to an error about writes under way why nobody knows of them.
 func (t *Tracker) explainBusy(err error) error {
-	if t.rec.get(offUncounted) == 0 {
+	if t.rec.get(offUncounted)&uncountedStats == 0 {
 		return err
 	}
 	where := "/sys/block/*/queue/iostats"
@@ -216,7 +301,8 @@ var ErrBusy = errors.New("the device was never quiet, so the marks at the end of
 
 // Rest ends what [Tracker.Take] began: the marks at the end of writes. It waits
 // until no write is under way. Where ctx ends first it returns [ErrBusy] and the
-// marks go on, as they do while a taken map is out.
+// marks go on, as they do while a taken map is out. Of a device whose driver may
+// hold writes that the kernel does not count (see [Status]) they always go on.
 func (t *Tracker) Rest(ctx context.Context) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -232,6 +318,9 @@ func (t *Tracker) rest(ctx context.Context) error {
 	}
 	if t.out > 0 {
 		return t.errorf("rest", fmt.Errorf("%d taken maps are out, put them back first", t.out))
+	}
+	if t.rec.get(offUncounted)&uncountedHolds != 0 {
+		return nil // never, see Start
 	}
 	if !t.drain(ctx) {
 		return t.errorf("rest", t.explainBusy(ErrBusy))
@@ -259,15 +348,18 @@ const lostEnd = "a write ended without a mark"
 // where it never had one, the epoch is lost: it is of a write that was under way
 // when tracking began, or when a seal put right that one had passed the programs by.
 func (t *Tracker) answerEnds() error {
+	if err := t.recall(); err != nil {
+		return err
+	}
 	ends, err := t.unmarkedEnds()
 	if err != nil || ends == t.strangers {
 		return err
 	}
 	switch {
+	case t.rec.get(offDrained) == 0:
+		t.lose(lostEarly)
 	case t.adopted: // it may be among what the other process took and had proven
 		t.lose(lostEnd + ", after a session that did not come to rest")
-	case t.rec.get(offDrained) == 0:
-		t.lose(lostEnd + ", which may have been under way when tracking began")
 	case t.forgave:
 		t.lose(lostEnd + ", after others had passed the programs by")
 	}

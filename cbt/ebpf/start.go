@@ -23,8 +23,12 @@ type Options struct {
 	// Drain is how long Start waits for writes that are under way; default
 	// 300 ms. If they take longer, Start succeeds. Then Seal refuses, or, on a
 	// disk that is driven by requests, the end of writes is marked until Rest
-	// or Close sees a quiet moment. None can be seen while the io statistics of
-	// the disk are off; other disks are refused then.
+	// or Close sees a quiet moment.
+	//
+	// None can be seen where the kernel does not count all that is under way,
+	// see Uncounted and Holds of Status. There the end of writes is marked until
+	// Stop. On a disk that is not driven by requests a write from before the
+	// start that ends after the first Seal then loses the epoch.
 	Drain time.Duration
 }
 
@@ -62,9 +66,7 @@ func Start(ctx context.Context, path string, o Options) (*Tracker, error) {
 	if t.k, err = ensureKernel(p); err != nil {
 		return nil, fmt.Errorf("track %s: %w", path, err)
 	}
-	if !d.counted() {
-		rec.set(offUncounted, 1) // before the programs come: a write that is queued now may never be counted
-	}
+	rec.set(offUncounted, d.uncounted()) // before the programs come: a write that is queued now may never be counted
 	if err := t.begin(d, rec); err != nil {
 		return nil, errors.Join(fmt.Errorf("track %s: %w", path, err), t.k.dismiss(p), t.release())
 	}
@@ -75,22 +77,27 @@ func Start(ctx context.Context, path string, o Options) (*Tracker, error) {
 	defer cancel()
 	if t.drain(ctx) {
 		t.rec.set(offDrained, 1)
-	} else if t.request {
+	} else if t.request || t.rec.get(offUncounted) != 0 {
 		if err := t.arm(); err != nil {
 			return nil, errors.Join(fmt.Errorf("track %s: %w", path, err), t.k.forget(p, t.number), t.k.dismiss(p), t.release())
 		}
+		t.ebb(ctx)
 	}
 	return t, nil
 }
 
 // Drain waits until the writes that were under way when tracking began have
 // ended. [Start] has done it, if the device had a quiet moment. It returns the
-// error of ctx when that ended first.
+// error of ctx when that ended first. On a disk that is not driven by requests and
+// whose quiet moments nobody can see there is nothing to wait for: it returns nil.
 func (t *Tracker) Drain(ctx context.Context) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
 		return t.errorf("drain", os.ErrClosed)
+	}
+	if !t.request && t.settles() {
+		return nil
 	}
 	if t.rec.get(offDrained) == 0 && !t.drain(ctx) {
 		why := context.Cause(ctx)
@@ -130,6 +137,7 @@ func newView(d device, o Options) (view, error) {
 	v.set32(offDisk, uint32(d.disk))
 	v.set(offDevice, uint64(d.number))
 	v.set(offDiskSeq, d.diskseq)
+	v.set(offThin, d.mapping().thin)
 	v.set(offStarted, uint64(time.Now().UnixNano()))
 	v.setText(offIdentity, o.Identity)
 	v.setText(offName, o.Name)
@@ -244,11 +252,12 @@ func Open(path string, o Options) (*Tracker, error) {
 // What is written later is seen by nobody. Maps that are out count as put back
 // whole. The tracker is closed afterwards, also after an error.
 //
-//  1. the record is not live: killed from here on, the volume is not tracked
+//  1. writes that ended without a mark are answered for
+//  2. the record is not live: killed from here on, the volume is not tracked
 //     any more, and the next start removes what is left
-//  2. the programs leave the volume, and those at work are waited for
-//  3. the map is read
-//  4. pins and record go; with the last volume the programs go, too
+//  3. the programs leave the volume, and those at work are waited for
+//  4. the map is read
+//  5. pins and record go; with the last volume the programs go, too
 func (t *Tracker) Stop() (*cbt.Map, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -260,9 +269,10 @@ func (t *Tracker) Stop() (*cbt.Map, error) {
 		return nil, errors.Join(t.errorf("stop", err), t.release())
 	}
 	defer p.close()
+	answered := t.answerEnds()
 	trust := t.trust() // before the end: a stopped view looks detached
 	t.rec.set32(offLive, 0)
-	err = errors.Join(t.k.leave(t.number), t.k.settle(t.number, t.bitmap))
+	err = errors.Join(answered, t.k.leave(t.number), t.k.settle(t.number, t.bitmap))
 	m, e := t.snapshot()
 	if err = errors.Join(err, e); err == nil && trust.Lost == "" {
 		m.Epoch = trust.Since

@@ -38,6 +38,7 @@ type Status struct {
 	Drained   bool  // what was under way at the start has ended
 	Reading   bool  // the programs that mark the end of writes are at work
 	Uncounted bool  // the disk was seen with its io statistics off: they go on until Stop
+	Holds     bool  // its driver may hold back writes that the kernel does not count: likewise
 	Memory    int64 // bytes of the kernel for this volume
 }
 
@@ -90,7 +91,7 @@ func (t *Tracker) status() (Status, error) {
 		Writes: n.Writes, Discards: n.Discards, Written: n.Sectors * sector,
 		Passthrough: t.rec.get(offPassthrough), Unmarked: t.rec.get(offLost),
 		Drained: t.rec.get(offDrained) == 1, Reading: t.armed(), Memory: t.memoryUsed(),
-		Uncounted: t.rec.get(offUncounted) == 1,
+		Uncounted: t.rec.get(offUncounted)&uncountedStats != 0, Holds: t.rec.get(offUncounted)&uncountedHolds != 0,
 	}
 	s.Dirty, s.Discarded = t.planes.count()
 	return s, nil
@@ -219,6 +220,9 @@ func Peek(path string, o Options) (*cbt.Map, error) {
 func (k *kernel) look(p *pins, i int, f func(*Tracker) error) error {
 	t := &Tracker{number: i, dir: p.view(i), pins: p, k: k, rec: k.views.view(i)}
 	t.device = deviceName(kernelNumber(t.rec.get(offDevice)))
+	if d, err := lookNumber(kernelNumber(t.rec.get32(offDisk))); err == nil { // else trust says that it is gone
+		t.request = d.request
+	}
 	if err := t.rec.check(); err != nil {
 		return err
 	}

@@ -46,11 +46,15 @@ type Tracker struct {
 	seen      *cbt.DirtyMap // all that was taken since the session is armed
 	strangers uint64        // writes that ended without a mark and are answered for
 	adopted   bool          // the session was armed by another process
+	recalled  uint64        // ends that had passed the programs by when what they remember was last marked
 	forgave   bool          // a seal put right that a write went without its first mark; until rest
 }
 
 // errUndrained says that the start is not over.
 var errUndrained = errors.New("writes that were under way when tracking began have not ended yet, as far as anybody can see (Drain waits for that): pause the writers for a moment")
+
+// lostEarly is the same of a write that may have been under way when tracking began.
+const lostEarly = "a write ended without a mark, which may have been under way when tracking began"
 
 func (t *Tracker) errorf(what string, err error) error {
 	return fmt.Errorf("%s of tracked %s: %w", what, t.device, err)
@@ -196,6 +200,9 @@ func (t *Tracker) Map() (*cbt.Map, error) {
 	defer t.mu.Unlock()
 	if t.closed {
 		return nil, t.errorf("map", os.ErrClosed)
+	}
+	if err := t.answerEnds(); err != nil {
+		return nil, t.errorf("map", err)
 	}
 	return t.snapshot()
 }

@@ -37,6 +37,21 @@ func (t *Tracker) doubt() string {
 	if n := t.rec.get(offPassthrough) - t.rec.get(offBasePass); n > 0 {
 		return fmt.Sprintf("commands were passed through to the disk (SG_IO or the like), which may have written: %d are counted, as they begin or end", n)
 	}
+	return t.early()
+}
+
+// early returns why nothing can be vouched for if a write ended after the seal
+// that may have been under way at the start, and so has no mark.
+func (t *Tracker) early() string {
+	if t.rec.get(offEpoch) == 0 || t.rec.get(offDrained) == 1 {
+		return ""
+	}
+	switch ends, err := t.unmarkedEnds(); {
+	case err != nil:
+		return err.Error()
+	case ends != t.rec.get(offSeenStranger):
+		return lostEarly
+	}
 	return ""
 }
 
@@ -69,7 +84,11 @@ func (t *Tracker) deviceDoubt() string {
 	if who := d.opaqueHolder(); who != "" {
 		return fmt.Sprintf("the device became a part of %s, which may send on requests that are not announced again", who)
 	}
-	return ""
+	m := d.mapping()
+	if was := t.rec.get(offThin); m.why == "" && was != 0 && m.thin != was {
+		return "its device-mapper table has another volume of a thin pool now (a snapshot was merged into it, say)"
+	}
+	return m.why
 }
 
 // trust asks for doubts and keeps the first one for good: a device that was
@@ -140,11 +159,26 @@ func (t *Tracker) Seal(e cbt.Epoch) error {
 	if err != nil {
 		return t.errorf("seal epoch", err)
 	}
+	if err := t.forgive(); err != nil {
+		return t.errorf("seal epoch", err)
+	}
 	t.forgave = t.forgave || missed != t.rec.get(offBaseMissed)
 	t.rec.set(offBaseMissed, missed)
 	t.rec.set(offBasePass, t.rec.get(offPassthrough))
 	t.rec.set(offEpoch, uint64(e))
 	t.rec.clearText(offReason) // last: until here the old reason holds
+	return nil
+}
+
+// forgive lets writes that may have been under way at the start end without a mark
+// until the seal that follows.
+func (t *Tracker) forgive() error {
+	ends, err := t.unmarkedEnds()
+	if err != nil || t.rec.get(offDrained) == 1 {
+		return err
+	}
+	t.strangers = ends
+	t.rec.set(offSeenStranger, ends)
 	return nil
 }
 

@@ -38,8 +38,10 @@ import (
 //	384  256 name         a length byte and as many bytes
 //	640  256 reason       why nothing is vouched for, a length byte and as many bytes
 //	896    8 baseMissed   missed events of the programs at the last seal
-//	904    8 uncounted    1: the disk was seen with its io statistics off
-//	912  112 zero
+//	904    8 uncounted    1: the disk was seen with its io statistics off; 2: its driver
+//	                      may hold writes that are not counted; 3: both
+//	912    8 thin         which volumes of thin pools it is made of; 0: none, or not known
+//	920  104 zero
 const (
 	layoutVersion = 1
 
@@ -52,7 +54,13 @@ const (
 	offLive, offDisk, offEpoch, offDiskSeq, offStarted = 64, 68, 72, 80, 88
 	offDrained, offBasePass, offSeenStranger           = 96, 104, 112
 	offDevice, offIdentity, offName, offReason         = 120, 128, 384, 640
-	offBaseMissed, offUncounted                        = 896, 904
+	offBaseMissed, offUncounted, offThin               = 896, 904, 912
+)
+
+// Values of uncounted.
+const (
+	uncountedStats = 1
+	uncountedHolds = 2
 )
 
 const sector = 512 // bytes, whatever the device calls a sector

@@ -43,6 +43,7 @@ type trackVolume struct {
 
 	bySync    bool // started for the time of a live sync
 	uncounted bool
+	holds     bool
 }
 
 type trackFeature struct {
@@ -66,7 +67,7 @@ func trackVolumeOf(s ebpf.Status) trackVolume {
 		Trusted: s.Trust.Check(s.Trust.Since) == nil, Epoch: uint64(s.Trust.Since), Reason: s.Trust.Lost,
 		DirtyBytes: s.Dirty, DiscardedBytes: s.Discarded, Writes: s.Writes, Discards: s.Discards, WrittenBytes: s.Written,
 		Passthrough: s.Passthrough, Unmarked: s.Unmarked, Reading: s.Reading, KernelBytes: s.Memory,
-		uncounted: s.Uncounted,
+		uncounted: s.Uncounted, holds: s.Holds,
 	}
 	if !v.Trusted && v.Reason == "" {
 		v.Reason = "its start did not come to its end: run failback track start again"
@@ -106,10 +107,13 @@ func trackLines(j *trackJSON, v trackVolume) []line {
 		trust = fmt.Sprintf("yes: it has every write since epoch %d", v.Epoch)
 	}
 	kernel := humanBytes(v.KernelBytes) + " of memory"
-	if v.Reading {
+	switch {
+	case v.Reading && v.holds:
+		kernel += "; writes are marked at their end as well until tracking is stopped, because the driver may hold writes that the kernel does not count as under way"
+	case v.Reading:
 		kernel += "; writes are marked at their end as well, because a session reads or the device was never quiet"
 	}
-	if v.uncounted {
+	if v.uncounted && !v.holds {
 		kernel += "; the io statistics of the disk are off, or were, so no quiet moment can be seen until they are on (queue/iostats in sysfs) and tracking is stopped and started"
 	}
 	tracked := "since " + v.Started.Local().Format(time.DateTime)

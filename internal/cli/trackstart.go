@@ -289,7 +289,7 @@ func (f *trackStartFlags) takeOver(t *ebpf.Tracker, device string) (*savedMap, e
 	if saved != nil {
 		epoch = saved.epoch + 1
 		if saved.Trusted && !s.Drained {
-			saved.Trusted, saved.Reason = false, "the device is being written to"
+			saved.Trusted, saved.Reason = false, "writes to the device may be under way"
 		}
 		if f.trustSaved && saved.m != nil && saved.m.Epoch > 0 && !saved.Trusted {
 			saved.Trusted, saved.Reason = true, "because of --trust-saved, although "+saved.Reason

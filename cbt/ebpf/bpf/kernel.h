@@ -25,6 +25,7 @@ enum {
 };
 enum {
 	BPF_ANY = 0,
+	BPF_NOEXIST = 1,
 	BPF_F_MMAPABLE = 1 << 10,
 	BPF_F_INNER_MAP = 1 << 12,
 };
@@ -42,8 +43,11 @@ struct block_device {
 	struct gendisk *bd_disk;
 };
 
+#define NAME_SIZE 32 /* bytes of a disk's name, with a zero at its end */
+
 struct gendisk {
 	struct block_device *part0;
+	char disk_name[NAME_SIZE];
 };
 
 struct bvec_iter {
@@ -55,8 +59,12 @@ struct bio {
 	struct bio *bi_next;
 	struct block_device *bi_bdev;
 	__u32 bi_opf;
+	__u16 bi_flags;
 	__u8 bi_status;
 	struct bvec_iter bi_iter;
+	void *bi_end_io;
+	void *bi_private;
+	void *bi_io_vec;
 };
 
 struct request_queue {
@@ -72,6 +80,9 @@ struct request {
 };
 
 #pragma clang attribute pop
+
+/* A bit of bi_flags: the bio shares its pages with the one that it was made of. */
+#define BIO_CLONED (1 << 1)
 
 /* Operations. Those that change a device have odd numbers. */
 #define OP_MASK 0xff

@@ -12,6 +12,7 @@ char LICENSE[] SEC("license") = "GPL";
 const volatile __u32 disk_number = 0;
 const volatile __u32 view_number = 0;
 const volatile __u32 by_request = 0; /* the disk's requests tell their place to the end */
+const volatile char paths_of[NAME_SIZE] = ""; /* the disk, if it is NVMe's paths to one taken together */
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -75,7 +76,7 @@ int BPF_PROG(remember_bio, struct bio *bio)
 {
 	__u32 bytes = bio->bi_iter.bi_size;
 	__u64 key = (__u64)bio;
-	struct place at;
+	struct place at, *before;
 
 	/* The end of a bio inside of a request is not told: nobody would forget it,
 	 * and the next bio at this address may be of any disk. */
@@ -83,8 +84,15 @@ int BPF_PROG(remember_bio, struct bio *bio)
 		return 0;
 	at.sector = bio->bi_iter.bi_sector;
 	at.end = at.sector + (bytes >> 9);
-	/* Full: the end of the bio is a stranger's then. */
-	bpf_map_update_elem(&inflight, &key, &at, BPF_ANY);
+	if (!bpf_map_update_elem(&inflight, &key, &at, BPF_NOEXIST))
+		return 0;
+	/* Full, say: its end is a stranger's then. Or the end of what was at this
+	 * address has passed mark_bio by: that has ended, as is known now. */
+	before = bpf_map_lookup_elem(&inflight, &key);
+	if (before) {
+		mark(before->sector, before->end, 0);
+		*before = at;
+	}
 	return 0;
 }
 
@@ -103,6 +111,47 @@ static __always_inline int ended(__u64 key, int discard, int goes_on)
 	return 1;
 }
 
+#define MAX_SPLITS 4 /* of splits */
+
+/*
+ * Whether a driver has split this bio off one that is remembered: that one ends
+ * after all its parts, and what is marked then is where it began, all of it.
+ *
+ * A part is a clone, and the kernel keeps at it whose part it is; a part of a part
+ * ends by the same function. Bios that are only chained, one request made of many,
+ * are no clones, and each of them is queued for itself.
+ */
+static __always_inline int is_part(struct bio *bio)
+{
+	void *end_io = BPF_CORE_READ(bio, bi_end_io);
+	__u64 whole = (__u64)BPF_CORE_READ(bio, bi_private);
+	__u32 flags = BPF_CORE_READ(bio, bi_flags);
+	int i;
+
+	for (i = 0; i < MAX_SPLITS; i++) {
+		struct bio *next = (struct bio *)whole;
+
+		if (!(flags & BIO_CLONED) || !whole)
+			return 0;
+		if (bpf_map_lookup_elem(&inflight, &whole))
+			return 1;
+		if (BPF_CORE_READ(next, bi_end_io) != end_io)
+			return 0;
+		flags = BPF_CORE_READ(next, bi_flags);
+		whole = (__u64)BPF_CORE_READ(next, bi_private);
+	}
+	return 0;
+}
+
+/* Whether a bio that is not remembered has changed the disk. A flush without data
+ * changes nothing. */
+static __always_inline int is_stranger(struct bio *bio)
+{
+	if ((BPF_CORE_READ(bio, bi_opf) & OP_MASK) == OP_WRITE && !BPF_CORE_READ(bio, bi_io_vec))
+		return 0;
+	return !is_part(bio);
+}
+
 /* By address first: a driver may have sent the same bio on to another disk. */
 SEC("tp_btf/block_bio_complete")
 int BPF_PROG(mark_bio, struct request_queue *q, struct bio *bio)
@@ -111,8 +160,40 @@ int BPF_PROG(mark_bio, struct request_queue *q, struct bio *bio)
 	if (by_request || !(bio->bi_opf & 1))
 		return 0;
 	if (!ended((__u64)bio, !bio->bi_status && is_discard(bio->bi_opf), 0) &&
-	    disk_of(bio->bi_bdev) == disk_number)
+	    disk_of(bio->bi_bdev) == disk_number && is_stranger(bio))
 		count_stranger();
+	return 0;
+}
+
+/*
+ * Whether a bio is for a path of the disk: nvme0c1n2 is one of nvme0n2. What puts
+ * them together sends the same bio on, and tells nobody of its end.
+ */
+static __always_inline int on_path(struct bio *bio)
+{
+	struct gendisk *disk;
+	char name[NAME_SIZE] = "";
+	int i, at = 0, path = 0, skip = 0;
+
+	if (!paths_of[0])
+		return 0;
+	disk = BPF_CORE_READ(bio, bi_bdev, bd_disk);
+	if (!disk)
+		return 0;
+	BPF_CORE_READ_STR_INTO(&name, disk, disk_name);
+	for (i = 0; i < NAME_SIZE; i++) {
+		if (name[i] == 'c')
+			skip = path = 1;
+		else if (name[i] == 'n')
+			skip = 0;
+		if (skip)
+			continue;
+		if (name[i] != paths_of[at & (NAME_SIZE - 1)])
+			return 0;
+		if (!name[i])
+			return path;
+		at++;
+	}
 	return 0;
 }
 
@@ -134,8 +215,8 @@ static long walk_bio(__u32 n, struct walk *w)
 		__u32 bytes = BPF_CORE_READ(bio, bi_iter.bi_size);
 
 		mark(sector, sector + (bytes >> 9), w->discard);
-	} else {
-		ended(w->bio, w->discard, w->goes_on);
+	} else if (!ended(w->bio, w->discard, w->goes_on) && on_path(bio) && is_stranger(bio)) {
+		count_stranger();
 	}
 	w->bio = (__u64)BPF_CORE_READ(bio, bi_next);
 	return 0;
