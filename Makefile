@@ -71,7 +71,7 @@ bpf: ## build the kernel programs of cbt/ebpf again (needs clang, llvm-strip, li
 vuln: ## look for known holes in what is linked (needs its database, from the network)
 	$(GO) run golang.org/x/vuln/cmd/govulncheck@latest ./...
 
-test-vm: ## cut the power, lie and pull disks out in a guest (installs QEMU; VM="-cuts 200")
+test-vm: ## cut the power, lie, pull disks out, and track other devices in a guest (installs QEMU; VM="-cuts 200")
 	$(GO) run ./internal/vmtest $(VM)
 
 test-live: ## live syncs of file systems in use, killed and cut, on real devices (root; minutes; FAILBACK_LIVE=20 for as many of each)

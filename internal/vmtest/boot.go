@@ -18,14 +18,23 @@ const (
 
 // boot runs the guest to its end, prints what it says, and returns an error if
 // not all went well in it.
-func (s *settings) boot(ctx context.Context, initrd string) error {
+func (s *settings) boot(ctx context.Context, initrd string, disks []string) error {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
+	loglevel := 3
+	if s.console {
+		loglevel = 6
+	}
+	memory := "" // that the guest is to take for persistent
+	if s.Part == tracker {
+		memory = fmt.Sprintf(" memmap=%dM!%dM", diskSize>>20, s.memory*3/4)
+	}
 	c := exec.CommandContext(ctx, "qemu-system-x86_64",
 		"-accel", s.accel, "-m", strconv.Itoa(s.memory), "-smp", "2",
 		"-display", "none", "-no-reboot", "-nodefaults", "-no-user-config",
-		"-kernel", s.kernel, "-initrd", initrd, "-serial", "stdio",
-		"-append", "console=ttyS0 panic=-1 quiet loglevel=3 random.trust_cpu=on mitigations=off nowatchdog tsc=unstable")
+		"-kernel", s.kernel.image, "-initrd", initrd, "-serial", "stdio",
+		"-append", fmt.Sprintf("console=ttyS0 panic=-1 quiet loglevel=%d random.trust_cpu=on mitigations=off nowatchdog tsc=unstable%s", loglevel, memory))
+	c.Args = append(c.Args, disks...)
 	if strings.HasPrefix(s.accel, "tcg") {
 		// The emulation of cmpxchg16b on several threads now and then ends a guest early.
 		c.Args = append(c.Args, "-cpu", "max,-cx16")

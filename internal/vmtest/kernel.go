@@ -8,11 +8,27 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 )
 
 // meta is the Debian package that depends on the newest kernel for guests.
 const meta = "linux-image-cloud-amd64"
+
+// kernel is what a guest boots.
+type kernel struct {
+	image   string
+	modules string // the folder of its modules, as /lib/modules/VERSION
+}
+
+func (k kernel) version() string { return filepath.Base(k.modules) }
+
+// suites are the archives that a kernel is taken from: the Debian release that
+// this machine runs, and what is carried back to it from a later one.
+const (
+	release   = "release"
+	backports = "backports"
+)
 
 // install sees to the programs that are needed here.
 func install(ctx context.Context, kernelToo bool) error {
@@ -23,7 +39,10 @@ func install(ctx context.Context, kernelToo bool) error {
 	if err := os.Setenv("PATH", path); err != nil {
 		return err
 	}
-	programs := map[string]string{"qemu-system-x86_64": "qemu-system-x86", "mkfs.ext4": "e2fsprogs", "xz": "xz-utils"}
+	programs := map[string]string{
+		"qemu-system-x86_64": "qemu-system-x86", "mkfs.ext4": "e2fsprogs", "e2fsck": "e2fsprogs", "xz": "xz-utils",
+		"ldd": "libc-bin", "fsfreeze": "util-linux", "dmsetup": "dmsetup",
+	}
 	if kernelToo {
 		programs["dpkg-deb"] = "dpkg"
 	}
@@ -40,16 +59,21 @@ func install(ctx context.Context, kernelToo bool) error {
 		return fmt.Errorf("needs the Debian packages %s, or what holds the same programs: install them (it takes root and apt-get)", strings.Join(missing, " "))
 	}
 	fmt.Printf("vmtest: installing %s\n", strings.Join(missing, " "))
-	if err := apt(ctx, "", "update", "-q"); err != nil {
+	var own archives
+	if err := own.get(ctx, "", "update", "-q"); err != nil {
 		return err
 	}
-	return apt(ctx, "", append([]string{"install", "-q", "-y", "--no-install-recommends"}, missing...)...)
+	return own.get(ctx, "", append([]string{"install", "-q", "-y", "--no-install-recommends"}, missing...)...)
 }
 
-// apt runs apt-get in a folder. Where packages come from is this machine's
+// archives is what apt-get and apt-cache look into: options for both. Nil is what
+// this machine is set up with.
+type archives []string
+
+// get runs apt-get in a folder. Where packages come from is this machine's
 // business and is not repeated in a message.
-func apt(ctx context.Context, dir string, args ...string) error {
-	c := exec.CommandContext(ctx, "apt-get", args...)
+func (x archives) get(ctx context.Context, dir string, args ...string) error {
+	c := exec.CommandContext(ctx, "apt-get", append(slices.Clone(x), args...)...)
 	c.Dir = dir
 	c.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
 	out, err := c.CombinedOutput()
@@ -65,80 +89,128 @@ func apt(ctx context.Context, dir string, args ...string) error {
 	return fmt.Errorf("apt-get %s: %w: %s", args[0], err, strings.Join(said, " "))
 }
 
-// getKernel fills in kernel and modules: Debian's, unpacked into the cache, the
-// first time; this machine's own kernel and packages are left alone.
-func (s *settings) getKernel(ctx context.Context) error {
-	if s.kernel != "" || s.modules != "" {
-		if s.kernel == "" || s.modules == "" {
-			return errors.New("-kernel and -modules go together")
-		}
-		return nil
+// getKernel returns a kernel of a suite: Debian's, unpacked into the cache, the
+// first time; this machine's own kernel, packages and lists are left alone.
+func (s *settings) getKernel(ctx context.Context, suite string) (kernel, error) {
+	home := filepath.Join(s.cache, "kernel")
+	if suite != release {
+		home += "-" + suite
 	}
-	if s.findKernel() {
-		return nil
+	if k, ok := findKernel(home); ok {
+		return k, nil
 	}
 	for _, tool := range []string{"apt-get", "apt-cache"} {
 		if _, err := exec.LookPath(tool); err != nil {
-			return fmt.Errorf("needs %s to get Debian's kernel, or -kernel and -modules", tool)
+			return kernel{}, fmt.Errorf("needs %s to get Debian's kernel, or -kernel and -modules", tool)
 		}
 	}
-	pkg, err := newestKernel(ctx)
-	if err != nil {
-		return err
-	}
-	fmt.Printf("vmtest: getting %s\n", pkg)
 	dir, err := os.MkdirTemp("", "vmtest-kernel")
 	if err != nil {
-		return err
+		return kernel{}, err
 	}
 	defer os.RemoveAll(dir)
-	if err := apt(ctx, dir, "download", "-q", "-o", "APT::Sandbox::User=root", pkg); err != nil {
-		return err
+	var from archives
+	if suite != release {
+		if from, err = laterArchives(ctx, dir, suite); err != nil {
+			return kernel{}, err
+		}
+	}
+	pkg, err := from.newestKernel(ctx)
+	if err != nil {
+		return kernel{}, err
+	}
+	fmt.Printf("vmtest: getting %s\n", pkg)
+	if err := from.get(ctx, dir, "download", "-q", "-o", "APT::Sandbox::User=root", pkg); err != nil {
+		return kernel{}, err
 	}
 	found, err := filepath.Glob(filepath.Join(dir, "*.deb"))
 	if err != nil || len(found) != 1 {
-		return fmt.Errorf("apt-get download left %d packages (%w)", len(found), err)
+		return kernel{}, fmt.Errorf("apt-get download left %d packages (%w)", len(found), err)
 	}
-	unpacked := filepath.Join(dir, "unpacked")
-	if err := loud(exec.CommandContext(ctx, "dpkg-deb", "-x", found[0], unpacked)); err != nil {
-		return err
+	if err := unpack(ctx, found[0], filepath.Join(dir, "unpacked"), home); err != nil {
+		return kernel{}, err
 	}
-	if err := os.RemoveAll(s.cache); err != nil {
-		return err
+	k, ok := findKernel(home)
+	if !ok {
+		return kernel{}, fmt.Errorf("%s holds no kernel, or no modules", pkg)
 	}
-	if err := os.MkdirAll(s.cache, 0o755); err != nil {
-		return err
-	}
-	// The cache may be on another file system.
-	if err := loud(exec.CommandContext(ctx, "cp", "-a", unpacked, filepath.Join(s.cache, "kernel"))); err != nil {
-		return err
-	}
-	if !s.findKernel() {
-		return fmt.Errorf("%s holds no kernel, or no modules", pkg)
-	}
-	return nil
+	return k, nil
 }
 
-// findKernel looks into the cache.
-func (s *settings) findKernel() bool {
+// unpack unpacks a package by way of a scratch folder: home may be on another
+// file system.
+func unpack(ctx context.Context, pkg, scratch, home string) error {
+	if err := loud(exec.CommandContext(ctx, "dpkg-deb", "-x", pkg, scratch)); err != nil {
+		return err
+	}
+	if err := errors.Join(os.RemoveAll(home), os.MkdirAll(filepath.Dir(home), 0o755)); err != nil {
+		return err
+	}
+	return loud(exec.CommandContext(ctx, "cp", "-a", scratch, home))
+}
+
+// findKernel looks into a folder that a package was unpacked to.
+func findKernel(home string) (kernel, bool) {
 	for _, modules := range []string{"lib/modules/*", "usr/lib/modules/*"} {
-		found, err := filepath.Glob(filepath.Join(s.cache, "kernel", modules))
+		found, err := filepath.Glob(filepath.Join(home, modules))
 		if err != nil || len(found) == 0 {
 			continue
 		}
-		image := filepath.Join(s.cache, "kernel/boot/vmlinuz-"+filepath.Base(found[0]))
+		image := filepath.Join(home, "boot/vmlinuz-"+filepath.Base(found[0]))
 		if _, err := os.Stat(image); err == nil {
-			s.kernel, s.modules = image, found[0]
-			return true
+			return kernel{image, found[0]}, true
 		}
 	}
-	return false
+	return kernel{}, false
+}
+
+// laterArchives sets up a suite of this machine's release in a folder of its
+// own: where the release comes from, what is carried back to it comes from, too.
+func laterArchives(ctx context.Context, dir, suite string) (archives, error) {
+	told, err := exec.CommandContext(ctx, "sh", "-c", `. /etc/os-release && echo "$ID $VERSION_CODENAME"`).Output()
+	id, codename, ok := strings.Cut(strings.TrimSpace(string(told)), " ")
+	if err != nil || !ok || id != "debian" {
+		return nil, fmt.Errorf("needs Debian to know its %s (this is %q)", suite, id)
+	}
+	lists, err := exec.CommandContext(ctx, "apt-get", "indextargets", "--format", "$(REPO_URI) $(CODENAME) $(COMPONENT)", "Created-By: Packages").Output()
+	if err != nil {
+		return nil, fmt.Errorf("apt-get indextargets: %w", err)
+	}
+	uri := ""
+	for line := range strings.Lines(string(lists)) {
+		if f := strings.Fields(line); len(f) == 3 && f[1] == codename && f[2] == "main" {
+			uri = f[0]
+		}
+	}
+	if uri == "" {
+		return nil, fmt.Errorf("apt knows no source of %s main, so none of %s-%s", codename, codename, suite)
+	}
+	signed := ""
+	const key = "/usr/share/keyrings/debian-archive-keyring.gpg"
+	if _, err := os.Stat(key); err == nil {
+		signed = "[signed-by=" + key + "] "
+	}
+	line := fmt.Sprintf("deb %s%s %s-%s main\n", signed, uri, codename, suite)
+	for _, d := range []string{"lists/partial", "cache/archives/partial"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
+			return nil, err
+		}
+	}
+	list := filepath.Join(dir, "sources.list")
+	if err := os.WriteFile(list, []byte(line), 0o644); err != nil {
+		return nil, err
+	}
+	x := archives{
+		"-o", "Dir::Etc::SourceList=" + list, "-o", "Dir::Etc::SourceParts=-", "-o", "Dir::State::Lists=" + dir + "/lists",
+		"-o", "Dir::Cache=" + dir + "/cache", "-o", "Acquire::Languages=none", "-o", "APT::Sandbox::User=root",
+	}
+	return x, x.get(ctx, dir, "update", "-q")
 }
 
 // newestKernel is the package that meta depends on.
-func newestKernel(ctx context.Context) (string, error) {
+func (x archives) newestKernel(ctx context.Context) (string, error) {
 	depends := func() string {
-		out, err := exec.CommandContext(ctx, "apt-cache", "depends", meta).Output()
+		out, err := exec.CommandContext(ctx, "apt-cache", append(slices.Clone(x), "depends", meta)...).Output()
 		if err != nil {
 			return ""
 		}
@@ -152,8 +224,8 @@ func newestKernel(ctx context.Context) (string, error) {
 	if name := depends(); name != "" {
 		return name, nil
 	}
-	if os.Geteuid() == 0 { // a machine that has never fetched its lists
-		if err := apt(ctx, "", "update", "-q"); err != nil {
+	if x == nil && os.Geteuid() == 0 { // a machine that has never fetched its lists
+		if err := x.get(ctx, "", "update", "-q"); err != nil {
 			return "", err
 		}
 		if name := depends(); name != "" {

@@ -1,16 +1,17 @@
-// Command vmtest boots a throw-away guest and plays in it what the kernel at
+// Command vmtest boots throw-away guests and plays in them what the kernel at
 // hand cannot: power cuts at chosen writes, media that lie, disks that are
-// pulled out. The guest is a Debian kernel under software emulation, with one
-// program in it, ./guest, that is all of its user space.
+// pulled out, and the kernel's tracker on kernels and devices that are not here.
+// A guest is a Debian kernel under software emulation, with one program in it,
+// ./guest, that starts all there is in its user space.
 //
-// Read it in this order: main.go (what is done), kernel.go (where the kernel
-// comes from), module.go and archive.go (what the guest is made of), boot.go,
-// then guest/main.go.
+// Read it in this order: main.go (what is done), kernel.go (where a kernel comes
+// from), pack.go, module.go, program.go and archive.go (what a guest is made of),
+// boot.go, then guest/main.go and tracked/.
 package main
 
 import (
 	"context"
-	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -23,39 +24,51 @@ import (
 	"time"
 )
 
+// Parts of the scenarios. Each part has a guest of its own.
+const (
+	media   = "media"   // what happens to a medium in mid-session
+	tracker = "tracker" // what the kernel's tracker sees on which device
+)
+
 // job is what the guest is told. It is a file in the guest.
 type job struct {
+	Part    string
 	Seed    uint64
 	Cuts    int      // power cuts for each way to lay out the target
 	Only    string   // part of the name of the scenarios to play
 	Modules []string // paths, in the order in which they are loaded
-	Debug   bool     // print what failback says
+	Tests   string   // which tests of a scenario that has some, as go test -run does
+	Debug   bool     // print what failback and its tests say
 }
 
 // settings are the command line.
 type settings struct {
 	job
-	kernel, modules string // a kernel and its folder of modules, "" to get them
-	cache           string
-	timeout         time.Duration
-	accel           string
-	memory          int // MiB
-	console         bool
+	kernel  kernel // "" to get them
+	suites  string // that a kernel is taken from, with commas between them
+	cache   string
+	timeout time.Duration
+	accel   string
+	memory  int // MiB
+	console bool
 }
 
 func main() {
 	var s settings
 	flag.Uint64Var(&s.Seed, "seed", 0, "of all chance (default: a new one, which is printed)")
 	flag.IntVar(&s.Cuts, "cuts", 40, "power cuts for each way to lay out the target")
-	flag.StringVar(&s.Only, "run", "", "play scenarios with this in their name only")
-	flag.StringVar(&s.kernel, "kernel", os.Getenv("VMTEST_KERNEL"), "a Linux image to boot, instead of Debian's; with -modules")
-	flag.StringVar(&s.modules, "modules", os.Getenv("VMTEST_MODULES"), "its folder of modules, as /lib/modules/VERSION")
-	flag.StringVar(&s.cache, "cache", defaultCache(), "where the kernel is kept")
-	flag.DurationVar(&s.timeout, "timeout", 30*time.Minute, "after which the guest is stopped")
+	flag.StringVar(&s.Only, "run", "", "play scenarios with this, or one of these with | between, in their name only")
+	flag.StringVar(&s.Tests, "tests", "", "of those about the kernel's tracker, play tests that match this only")
+	flag.StringVar(&s.Part, "part", media+","+tracker, "which scenarios")
+	flag.StringVar(&s.suites, "suites", release+","+backports, "the kernels of which Debian archives: the first plays all, others what is about the kernel's tracker")
+	flag.StringVar(&s.kernel.image, "kernel", os.Getenv("VMTEST_KERNEL"), "a Linux image to boot, instead of Debian's; with -modules")
+	flag.StringVar(&s.kernel.modules, "modules", os.Getenv("VMTEST_MODULES"), "its folder of modules, as /lib/modules/VERSION")
+	flag.StringVar(&s.cache, "cache", defaultCache(), "where the kernels are kept")
+	flag.DurationVar(&s.timeout, "timeout", 45*time.Minute, "after which a guest is stopped")
 	flag.StringVar(&s.accel, "accel", "tcg,thread=multi", "what QEMU runs the guest with")
-	flag.IntVar(&s.memory, "memory", 1536, "of the guest, MiB")
-	flag.BoolVar(&s.console, "console", false, "print what the guest's kernel says too")
-	flag.BoolVar(&s.Debug, "debug", false, "print what failback says in the guest")
+	flag.IntVar(&s.memory, "memory", 2560, "of a guest, MiB")
+	flag.BoolVar(&s.console, "console", false, "print what a guest's kernel says too")
+	flag.BoolVar(&s.Debug, "debug", false, "print what failback and its tests say in a guest")
 	flag.Parse()
 	if s.Seed == 0 {
 		s.Seed = rand.Uint64()>>1 + 1
@@ -76,12 +89,17 @@ func defaultCache() string {
 	return filepath.Join(dir, "failback-vmtest")
 }
 
+// play boots a guest for each part and kernel, one after the other.
 func play(ctx context.Context, s settings) error {
 	began := time.Now()
-	if err := install(ctx, s.modules == ""); err != nil {
-		return err
+	if (s.kernel.image == "") != (s.kernel.modules == "") {
+		return errors.New("-kernel and -modules go together")
 	}
-	if err := s.getKernel(ctx); err != nil {
+	suites := strings.Split(s.suites, ",")
+	if s.kernel.image != "" {
+		suites = suites[:1]
+	}
+	if err := install(ctx, s.kernel.image == ""); err != nil {
 		return err
 	}
 	dir, err := os.MkdirTemp("", "vmtest")
@@ -89,89 +107,51 @@ func play(ctx context.Context, s settings) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	initrd := filepath.Join(dir, "initrd")
-	if err := s.makeGuest(ctx, dir, initrd); err != nil {
-		return fmt.Errorf("make the guest: %w", err)
+	if err := build(ctx, dir); err != nil {
+		return err
 	}
-	fmt.Printf("vmtest: kernel %s, emulated; seed %d (-seed repeats it)\n", filepath.Base(s.modules), s.Seed)
-	err = s.boot(ctx, initrd)
-	fmt.Printf("vmtest: took %v\n", time.Since(began).Round(time.Second))
-	return err
-}
-
-// wanted are the modules the scenarios need; one that is built in is not found,
-// which the guest notices if it is not so.
-var wanted = []string{"brd", "ext4", "crc32c_generic", "dm-mod", "dm-log-writes", "dm-flakey", "scsi_debug", "sd_mod"}
-
-// fsSize is the size of the empty ext4 that the guest finds.
-const fsSize = 48 << 20 // bytes
-
-// makeGuest builds the programs and packs all of the guest.
-func (s *settings) makeGuest(ctx context.Context, dir, initrd string) error {
-	for name, pkg := range map[string]string{"init": "./internal/vmtest/guest", "failback": "./cmd/failback"} {
-		c := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-o", filepath.Join(dir, name), pkg)
-		c.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
-		if err := loud(c); err != nil {
-			return err
+	booted, failed := 0, error(nil)
+	for i, suite := range suites {
+		k := s.kernel
+		if k.image == "" {
+			k, err = s.getKernel(ctx, suite)
 		}
-	}
-	image := filepath.Join(dir, "ext4")
-	if err := os.WriteFile(image, nil, 0o600); err != nil {
-		return err
-	}
-	if err := os.Truncate(image, fsSize); err != nil {
-		return err
-	}
-	if err := loud(exec.CommandContext(ctx, "mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", image)); err != nil {
-		return err
-	}
-	out, err := os.Create(initrd)
-	if err != nil {
-		return err
-	}
-	defer out.Close()
-	a := newArchive(out)
-	for _, d := range []string{"dev", "proc", "sys", "tmp", "mnt", "modules"} {
-		a.dir(d)
-	}
-	a.console("dev/console")
-	if err := s.addModules(a); err != nil {
-		return err
-	}
-	told, err := json.Marshal(s.job)
-	if err != nil {
-		return err
-	}
-	a.file("job.json", 0o600, told)
-	if err := loud(exec.CommandContext(ctx, "gzip", "-1", image)); err != nil {
-		return err
-	}
-	for name, mode := range map[string]os.FileMode{"init": 0o755, "failback": 0o755, "ext4.gz": 0o600} {
-		content, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil && i > 0 && ctx.Err() == nil {
+			fmt.Printf("vmtest: nothing is shown on the kernel of %s: %v\n", suite, err)
+			continue
+		}
 		if err != nil {
 			return err
 		}
-		a.file(name, mode, content)
+		for _, part := range strings.Split(s.Part, ",") {
+			if part == media && i > 0 {
+				continue // which is about the media, whatever the kernel
+			}
+			g := s
+			g.kernel, g.Part = k, part
+			failed = errors.Join(failed, g.one(ctx, dir))
+			booted++
+		}
 	}
-	return a.close()
+	if booted == 0 {
+		failed = errors.Join(failed, errors.New("no guest was booted"))
+	}
+	fmt.Printf("vmtest: took %v\n", time.Since(began).Round(time.Second))
+	return failed
 }
 
-// addModules packs the modules and tells the guest their order.
-func (s *settings) addModules(a *archive) error {
-	index, err := indexModules(s.modules)
+// one plays one part on one kernel.
+func (s *settings) one(ctx context.Context, dir string) error {
+	initrd := filepath.Join(dir, "initrd")
+	if err := s.pack(dir, initrd); err != nil {
+		return fmt.Errorf("make the guest: %w", err)
+	}
+	disks, err := s.disks(dir)
 	if err != nil {
 		return err
 	}
-	list, err := index.order(wanted)
-	if err != nil {
-		return err
-	}
-	for _, m := range list {
-		name := "modules/" + m.name + ".ko"
-		a.file(name, 0o600, m.content)
-		s.job.Modules = append(s.job.Modules, "/"+name)
-	}
-	return nil
+	fmt.Printf("vmtest: %s, kernel %s, emulated; seed %d (-seed repeats it)\n", s.Part, s.kernel.version(), s.Seed)
+	return s.boot(ctx, initrd, disks)
 }
 
 // loud runs a command; what it says is in the error.

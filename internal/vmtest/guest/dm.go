@@ -73,6 +73,19 @@ func dmReload(name string, t table) error {
 	return err
 }
 
+// dmMessage tells a device something that its driver knows. The kernel wants
+// struct dm_target_msg: the sector that it is for, and the text.
+func dmMessage(name, text string) error {
+	_, err := dmCall(unix.DM_TARGET_MSG, name, func(r *dmRequest) {
+		after := unsafe.Slice((*byte)(unsafe.Pointer(&r.spec)), unsafe.Sizeof(r.spec)+unsafe.Sizeof(r.params))
+		copy(after[8:len(after)-1], text)
+	})
+	if err != nil {
+		return fmt.Errorf("%w (message %q)", err, text)
+	}
+	return nil
+}
+
 // dmRemove takes a device away, once nobody uses it any more.
 func dmRemove(name string) error {
 	var err error

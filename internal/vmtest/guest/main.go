@@ -4,7 +4,9 @@
 //
 // Read it in this order: main.go, volume.go (what is on the disks), dm.go and
 // writes.go (the kernel's device mapper, and the log of all writes it keeps),
-// then the scenarios: power.go, liar.go, pulled.go.
+// then the scenarios about media: power.go, liar.go, pulled.go. Those about the
+// kernel's tracker: kinds.go (which devices), md.go and nbd.go (how some
+// of them are made), track.go and live.go.
 package main
 
 import (
@@ -15,6 +17,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,9 +26,11 @@ import (
 
 // job is what the host tells. See the command vmtest.
 type job struct {
+	Part    string
 	Seed    uint64
 	Cuts    int
 	Only    string
+	Tests   string
 	Modules []string
 	Debug   bool
 }
@@ -43,7 +48,23 @@ type scenario struct {
 	play func(g *guest) (string, error)
 }
 
-var scenarios = []scenario{
+// The parts of the job, and their scenarios.
+const (
+	media   = "media"
+	tracker = "tracker"
+)
+
+func (g *guest) scenarios() ([]scenario, error) {
+	switch g.Part {
+	case media:
+		return mediaScenarios, nil
+	case tracker:
+		return trackerScenarios(), nil
+	}
+	return nil, fmt.Errorf("no part is called %q", g.Part)
+}
+
+var mediaScenarios = []scenario{
 	{"power cut, target a device", func(g *guest) (string, error) { return g.powerCuts(powerSet{}) }},
 	{"power cut, target a file", func(g *guest) (string, error) { return g.powerCuts(powerSet{file: true}) }},
 	{"power cut in undo, target a device", func(g *guest) (string, error) { return g.powerCuts(powerSet{undoing: true}) }},
@@ -89,6 +110,9 @@ func play(failures *int) error {
 	if err := json.Unmarshal(told, &g.job); err != nil {
 		return err
 	}
+	if err := os.Setenv("PATH", "/bin"); err != nil {
+		return err
+	}
 	for _, path := range g.Modules {
 		if err := load(path); err != nil {
 			return err
@@ -97,9 +121,13 @@ func play(failures *int) error {
 	if err := g.learn(); err != nil {
 		return err
 	}
+	scenarios, err := g.scenarios()
+	if err != nil {
+		return err
+	}
 	*failures = 0
 	for i, s := range scenarios {
-		if !strings.Contains(s.name, g.Only) {
+		if !matches(s.name, g.Only) {
 			continue
 		}
 		g.dice = rand.New(rand.NewPCG(g.Seed, uint64(i)))
@@ -117,7 +145,10 @@ func play(failures *int) error {
 }
 
 func mountSystem() error {
-	for _, m := range []struct{ kind, dir string }{{"proc", "/proc"}, {"sysfs", "/sys"}, {"devtmpfs", "/dev"}, {"tmpfs", "/tmp"}} {
+	for _, m := range []struct{ kind, dir string }{{"proc", "/proc"}, {"sysfs", "/sys"}, {"devtmpfs", "/dev"}, {"tmpfs", "/tmp"}, {"bpf", "/sys/fs/bpf"}, {"tmpfs", "/dev/shm"}} {
+		if err := os.MkdirAll(m.dir, 0o755); err != nil && m.kind == "tmpfs" {
+			return err
+		}
 		if err := unix.Mount(m.kind, m.dir, m.kind, 0, ""); err != nil {
 			return fmt.Errorf("mount %s: %w", m.kind, err)
 		}
@@ -127,8 +158,9 @@ func mountSystem() error {
 
 // options of modules, by path.
 var options = map[string]string{
-	"/modules/brd.ko":        fmt.Sprintf("rd_nr=3 rd_size=%d", ramSize>>10),
-	"/modules/scsi_debug.ko": fmt.Sprintf("dev_size_mb=%d", diskSize>>20),
+	"/modules/brd.ko":        fmt.Sprintf("rd_nr=%d rd_size=%d", ramDisks, ramSize>>10),
+	"/modules/scsi_debug.ko": fmt.Sprintf("dev_size_mb=%d lbpu=1 lbpws=1", diskSize>>20),
+	"/modules/null_blk.ko":   "nr_devices=1 gb=1 zoned=1 zone_size=16",
 }
 
 func load(path string) error {
@@ -212,4 +244,9 @@ func until(what string, happened func() bool) error {
 		time.Sleep(5 * time.Millisecond)
 	}
 	return nil
+}
+
+// matches reports whether a name holds one of the texts that are separated by |.
+func matches(name, texts string) bool {
+	return slices.ContainsFunc(strings.Split(texts, "|"), func(s string) bool { return strings.Contains(name, s) })
 }

@@ -23,6 +23,8 @@ const (
 	mediumRAM = "/dev/ram0" // what the power cuts are played on
 	logRAM    = "/dev/ram1" // the log of its writes
 	sourceRAM = "/dev/ram2"
+
+	ramDisks = 8
 )
 
 // pair is the content of two volumes, and where they may differ.
