@@ -13,18 +13,16 @@ import (
 
 // sharedMaps are the maps that all views share, and their programs.
 var (
-	sharedMaps     = []string{"disks", "groups", "views", "bitmaps", "counts"}
+	sharedMaps     = []string{"disks", "views", "bitmaps", "counts"}
 	sharedPrograms = []string{"mark_queued", "see_passthrough"}
 )
 
 // kernel is the shared part of all trackers: the maps that the programs read.
 type kernel struct {
-	maps   map[string]*ebpf.Map
-	views  shared
-	groups shared
+	maps  map[string]*ebpf.Map
+	views shared
+	table shared // of disks
 }
-
-const groupSize = groupViews * 4 // bytes
 
 // openKernel returns what is pinned, or an error that wraps fs.ErrNotExist.
 func openKernel(p *pins) (*kernel, error) {
@@ -44,19 +42,22 @@ func openKernel(p *pins) (*kernel, error) {
 	return k, nil
 }
 
-// share maps views and groups. A map of another shape is refused: whoever made
+// share maps views and the table of disks. A map of another shape is refused: whoever made
 // it was not this program.
 func (k *kernel) share() error {
-	for name, size := range map[string]uint32{"views": viewSize, "groups": groupSize} {
-		if m := k.maps[name]; m.ValueSize() != size || m.MaxEntries() != maxViews {
-			return fmt.Errorf("pinned map %s has %d values of %d bytes, want %d of %d", name, m.MaxEntries(), m.ValueSize(), maxViews, size)
+	for _, want := range []struct {
+		name       string
+		size, many uint32
+	}{{"views", viewSize, maxViews}, {"disks", tableSize, 1}} {
+		if m := k.maps[want.name]; m.ValueSize() != want.size || m.MaxEntries() != want.many {
+			return fmt.Errorf("pinned map %s has %d values of %d bytes, want %d of %d", want.name, m.MaxEntries(), m.ValueSize(), want.many, want.size)
 		}
 	}
 	var err error
 	if k.views, err = mapShared(k.maps["views"], maxViews*viewSize); err != nil {
 		return err
 	}
-	k.groups, err = mapShared(k.maps["groups"], maxViews*groupSize)
+	k.table, err = mapShared(k.maps["disks"], tableSize)
 	return err
 }
 
@@ -160,96 +161,12 @@ func ensureKernel(p *pins) (*kernel, error) {
 }
 
 func (k *kernel) close() error {
-	err := errors.Join(k.views.close(), k.groups.close())
-	k.views, k.groups = nil, nil
+	err := errors.Join(k.views.close(), k.table.close())
+	k.views, k.table = nil, nil
 	for _, m := range k.maps {
 		err = errors.Join(err, m.Close())
 	}
 	k.maps = nil
-	return err
-}
-
-// group returns the views of group i, each its number plus 1, 0 for none.
-func (k *kernel) group(i uint32) []uint32 {
-	return unsafeUint32s(k.groups[i*groupSize:], groupViews)
-}
-
-// enter makes the programs mark view i on its disk.
-func (k *kernel) enter(i int, disk kernelNumber) error {
-	at, err := k.groupOf(disk)
-	if err != nil {
-		return err
-	}
-	g := k.group(at)
-	for n := range g {
-		if g[n] == 0 {
-			storeUint32(&g[n], uint32(i)+1)
-			return nil
-		}
-	}
-	return fmt.Errorf("disk %v has %d tracked volumes already", disk, groupViews)
-}
-
-// groupOf returns the number of the group of a disk and makes one where there
-// is none. A group's number never changes as long as it has a view, so a
-// program never reads one while it is written.
-func (k *kernel) groupOf(disk kernelNumber) (uint32, error) {
-	var at uint32
-	switch err := k.maps["disks"].Lookup(uint32(disk), &at); {
-	case err == nil && at < maxViews:
-		return at, nil
-	case err == nil:
-		return 0, fmt.Errorf("disk %v is in group %d of %d", disk, at, maxViews)
-	case !errors.Is(err, ebpf.ErrKeyNotExist):
-		return 0, fmt.Errorf("look up disk %v: %w", disk, err)
-	}
-	used := map[uint32]bool{}
-	var number uint32
-	disks := k.maps["disks"].Iterate()
-	for disks.Next(&number, &at) {
-		used[at] = true
-	}
-	if err := disks.Err(); err != nil {
-		return 0, fmt.Errorf("list the tracked disks: %w", err)
-	}
-	for at = 0; used[at]; at++ {
-	}
-	if at >= maxViews {
-		return 0, fmt.Errorf("%d disks have tracked volumes already", maxViews)
-	}
-	clear(k.group(at))
-	if err := k.maps["disks"].Put(uint32(disk), at); err != nil {
-		return 0, fmt.Errorf("add disk %v: %w", disk, err)
-	}
-	return at, nil
-}
-
-// leave makes the programs forget view i; some may still be at work on it.
-func (k *kernel) leave(i int) error {
-	var number, at uint32
-	var empty []uint32
-	disks := k.maps["disks"].Iterate()
-	for disks.Next(&number, &at) {
-		if at >= maxViews {
-			continue
-		}
-		views := 0
-		for n := range k.group(at) {
-			p := &k.group(at)[n]
-			if *p == uint32(i)+1 {
-				storeUint32(p, 0)
-			} else if *p != 0 {
-				views++
-			}
-		}
-		if views == 0 {
-			empty = append(empty, number)
-		}
-	}
-	err := disks.Err()
-	for _, number := range empty {
-		err = errors.Join(err, k.maps["disks"].Delete(number))
-	}
 	return err
 }
 

@@ -218,7 +218,7 @@ func TestOtherVersion(t *testing.T) {
 		t.Fatal(err)
 	}
 	path := newLoop(t, makeFile(t, scratch(t)+"/disk", 4<<20), 0)
-	if _, err := Start(t.Context(), path, Options{FS: fs}); err == nil || !strings.Contains(err.Error(), "v9, this one has v1") {
+	if _, err := Start(t.Context(), path, Options{FS: fs}); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("v9, this one has v%d", layoutVersion)) {
 		t.Errorf("beside the pins of another version: %v", err)
 	}
 }

@@ -13,17 +13,17 @@ import (
 
 // What lies in bpffs, below the directory "failback":
 //
-//	v1/maps/disks, groups, views, bitmaps, counts    shared by all volumes
-//	v1/links/mark_queued, see_passthrough            the programs at work
-//	v1/N/bitmap                                      the planes of view N
-//	v1/N/inflight, v1/N/links/...                    while a session reads it
+//	v2/maps/disks, views, bitmaps, counts    shared by all volumes
+//	v2/links/mark_queued, see_passthrough            the programs at work
+//	v2/N/bitmap                                      the planes of view N
+//	v2/N/inflight, v2/N/links/...                    while a session reads it
 //
-// v1 is layoutVersion. It is made under another name (v1-new: bpffs takes no dot
+// v2 is layoutVersion. It is made under another name (v2-new: bpffs takes no dot
 // in a name) and renamed when it is whole; a view counts when its record says that
 // it is live. So whoever dies on the way leaves only things that the next start
 // removes.
 //
-// The directory "failback" is locked by who starts and stops, v1/N by who has
+// The directory "failback" is locked by who starts and stops, v2/N by who has
 // the tracker open. The kernel gives both back when a process dies. Who gives back
 // "failback" removes it if it is empty: then nothing is tracked. A lock is good only
 // if the directory is still there under its name when it is had.

@@ -202,9 +202,10 @@ func (t *Tracker) begin(d device, rec view) error {
 func (k *kernel) forget(p *pins, i int) error {
 	v := k.views.view(i)
 	v.set32(offLive, 0)
-	err := k.leave(i)
+	k.leave(i)
+	var err error
 	if e := k.maps["bitmaps"].Delete(uint32(i)); e != nil && !errors.Is(e, ebpf.ErrKeyNotExist) {
-		err = errors.Join(err, fmt.Errorf("take the bitmap from the programs: %w", e))
+		err = fmt.Errorf("take the bitmap from the programs: %w", e)
 	}
 	if e := os.RemoveAll(p.view(i)); e != nil && !errors.Is(e, fs.ErrNotExist) {
 		err = errors.Join(err, fmt.Errorf("remove the pins of view %d: %w", i, e))
@@ -272,7 +273,8 @@ func (t *Tracker) Stop() (*cbt.Map, error) {
 	answered := t.answerEnds()
 	trust := t.trust() // before the end: a stopped view looks detached
 	t.rec.set32(offLive, 0)
-	err = errors.Join(answered, t.k.leave(t.number), t.k.settle(t.number, t.bitmap))
+	t.k.leave(t.number)
+	err = errors.Join(answered, t.k.settle(t.number, t.bitmap))
 	m, e := t.snapshot()
 	if err = errors.Join(err, e); err == nil && trust.Lost == "" {
 		m.Epoch = trust.Since

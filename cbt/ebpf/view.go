@@ -43,11 +43,10 @@ import (
 //	912    8 thin         which volumes of thin pools it is made of; 0: none, or not known
 //	920  104 zero
 const (
-	layoutVersion = 1
+	layoutVersion = 2
 
-	viewSize   = 1024 // bytes
-	maxViews   = 64   // tracked volumes of a machine
-	groupViews = 8    // tracked volumes of a disk
+	viewSize = 1024 // bytes
+	maxViews = 64   // tracked volumes of a machine
 
 	offStart, offEnd, offShift, offWhole, offWords     = 0, 8, 16, 20, 24
 	offBeyond, offPassthrough, offLost, offStrangers   = 32, 40, 48, 56
@@ -140,9 +139,3 @@ func numberOf(major, minor uint32) kernelNumber { return kernelNumber(major<<20 
 
 // String returns n as "major:minor".
 func (n kernelNumber) String() string { return fmt.Sprintf("%d:%d", uint32(n)>>20, uint32(n)&0xfffff) }
-
-func unsafeUint32s(p []byte, n int) []uint32 {
-	return unsafe.Slice((*uint32)(unsafe.Pointer(&p[0])), n)
-}
-
-func storeUint32(p *uint32, x uint32) { atomic.StoreUint32(p, x) }

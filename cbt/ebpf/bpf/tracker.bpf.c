@@ -7,25 +7,28 @@
 
 char LICENSE[] SEC("license") = "GPL";
 
-/* Groups of views by the number of their disk. A value never changes. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, MAX_VIEWS);
-	__type(key, __u32);
-	__type(value, __u32); /* of groups */
-} disks SEC(".maps");
-
-struct group {
-	__u32 view[GROUP_VIEWS]; /* number of a view plus 1, or 0 */
+/* A tracked disk, or a place for one. */
+struct disk {
+	__u32 number; /* the kernel's, 0: no disk was ever here */
+	__u32 view[DISK_VIEWS]; /* number of a view plus 1, or 0 */
 };
 
+struct table {
+	struct disk disk[DISK_PLACES];
+};
+
+/*
+ * The tracked disks, by a hash of their number, or in the next free place behind.
+ * User space fills the table (disks.go has the same). It is no hash map of the
+ * kernel's because one look into that costs more than all the rest of a mark.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, MAX_VIEWS);
+	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct group);
-} groups SEC(".maps");
+	__type(value, struct table);
+} disks SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -63,11 +66,23 @@ struct {
 	__type(value, struct count);
 } counts SEC(".maps");
 
-static __always_inline struct group *group_of(__u32 disk)
+static __always_inline struct disk *find_disk(__u32 number)
 {
-	__u32 *at = bpf_map_lookup_elem(&disks, &disk);
+	__u32 at = (number * DISK_HASH) >> (32 - DISK_BITS), zero = 0;
+	struct table *t = bpf_map_lookup_elem(&disks, &zero);
+	int i;
 
-	return at ? bpf_map_lookup_elem(&groups, at) : 0;
+	if (!t || !number)
+		return 0;
+	for (i = 0; i < DISK_TRIES; i++) {
+		struct disk *d = &t->disk[(at + i) & (DISK_PLACES - 1)];
+
+		if (d->number == number)
+			return d;
+		if (!d->number)
+			return 0;
+	}
+	return 0;
 }
 
 /* A bio's sector is the disk's here, also when it was sent to a partition. */
@@ -77,19 +92,19 @@ int BPF_PROG(mark_queued, struct bio *bio)
 	__u32 op = bio->bi_opf & OP_MASK;
 	__u32 bytes = bio->bi_iter.bi_size;
 	struct change c = {};
-	struct group *g;
+	struct disk *d;
 	int i;
 
 	if (!(op & 1))
 		return 0;
-	g = group_of(disk_of(bio->bi_bdev));
-	if (!g)
+	d = find_disk(disk_of(bio->bi_bdev));
+	if (!d)
 		return 0;
 	c.sector = bio->bi_iter.bi_sector;
 	c.end = c.sector + (bytes >> 9);
 	c.discard = op == OP_DISCARD || op == OP_SECURE_ERASE;
-	for (i = 0; i < GROUP_VIEWS; i++) {
-		__u32 key = g->view[i] - 1;
+	for (i = 0; i < DISK_VIEWS; i++) {
+		__u32 key = d->view[i] - 1;
 		struct count *n;
 		struct view *v;
 		void *bits;
@@ -129,7 +144,7 @@ int BPF_PROG(see_passthrough, struct request *rq)
 	struct request_queue *q;
 	struct gendisk *disk;
 	struct block_device *whole;
-	struct group *g;
+	struct disk *d;
 	int i;
 
 	if ((rq->cmd_flags & OP_MASK) != OP_DRV_OUT)
@@ -143,11 +158,11 @@ int BPF_PROG(see_passthrough, struct request *rq)
 	whole = disk->part0;
 	if (!whole)
 		return 0;
-	g = group_of(whole->bd_dev);
-	if (!g)
+	d = find_disk(whole->bd_dev);
+	if (!d)
 		return 0;
-	for (i = 0; i < GROUP_VIEWS; i++) {
-		__u32 key = g->view[i] - 1;
+	for (i = 0; i < DISK_VIEWS; i++) {
+		__u32 key = d->view[i] - 1;
 		struct view *v;
 
 		if (key >= MAX_VIEWS)

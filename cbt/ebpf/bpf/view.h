@@ -9,7 +9,13 @@
 
 #define MAX_VIEWS 64 /* tracked volumes */
 #define VIEW_SIZE 1024 /* bytes of a record */
-#define GROUP_VIEWS 8 /* tracked volumes on one disk */
+
+/* The table of disks. */
+#define DISK_VIEWS 8 /* tracked volumes on one disk */
+#define DISK_BITS 8
+#define DISK_PLACES (1 << DISK_BITS)
+#define DISK_TRIES 16 /* how far from where its hash says a disk may be */
+#define DISK_HASH 0x9e3779b1U /* 2^32 by the golden ratio: spreads numbers in a row */
 
 struct view {
 	__u64 start, end; /* sectors of the disk */
