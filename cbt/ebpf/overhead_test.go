@@ -2,9 +2,11 @@ package ebpf
 
 import (
 	"encoding/json"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"testing"
@@ -35,6 +37,7 @@ func TestOverhead(t *testing.T) {
 	}
 	programs(t, newZram(t, size))
 	stats.Close()
+	t.Run("one write", func(t *testing.T) { perWrite(t, newZram(t, size), 2*times) })
 	t.Run("zram", func(t *testing.T) { overhead(t, newZram(t, size), times) })
 	t.Run("loop", func(t *testing.T) { overhead(t, newLoop(t, makeFile(t, scratch(t)+"/disk", size), 0), times) })
 }
@@ -47,24 +50,32 @@ type sample struct {
 	cpu  float64 // microseconds of a processor for one write
 }
 
+// ways to run in: not tracked, with marks at the queue, and at the end as well.
+var ways = [...]string{"off", "marking", "reading"}
+
+func tracked(t *testing.T, path, fs, way string) *Tracker {
+	t.Helper()
+	if way == "off" {
+		return nil
+	}
+	tr := sealed(t, path, Options{FS: fs}, 2)
+	if way == "reading" {
+		mustPutBack(t, tr, mustTake(t, tr, 2))
+	}
+	return tr
+}
+
 func overhead(t *testing.T, path string, times int) {
 	fs := ownFS(t)
 	fio(t, path) // fills it
-	ways := []string{"off", "marking", "reading"}
 	got := map[string][]sample{}
 	for i := range times {
-		order := slices.Clone(ways)
+		order := slices.Clone(ways[:])
 		if i%2 == 1 {
 			slices.Reverse(order)
 		}
 		for _, way := range order {
-			var tr *Tracker
-			if way != "off" {
-				tr = sealed(t, path, Options{FS: fs}, 2)
-			}
-			if way == "reading" {
-				mustPutBack(t, tr, mustTake(t, tr, 2))
-			}
+			tr := tracked(t, path, fs, way)
 			got[way] = append(got[way], fio(t, path))
 			if tr != nil {
 				stop(t, tr)
@@ -125,6 +136,50 @@ func fio(t *testing.T, path string) sample {
 		iops: j.Write.IOPS, p99: j.Write.Clat.Percentile["99.000000"] / 1000,
 		cpu: (j.User + j.System) * 10 * j.Runtime / j.Write.Total,
 	}
+}
+
+// perWrite logs the processor time that one thread takes for one small write, of
+// zeroes to a zram, which keeps none of them: next to nothing but the way of a write
+// through the kernel, so that tens of nanoseconds show also on a busy machine.
+func perWrite(t *testing.T, path string, times int) {
+	const size, writes, runs = 256 << 20, 20000, 5
+	fs := ownFS(t)
+	f := openFile(t, path, os.O_RDWR|unixDirect)
+	buf := aligned(4096)
+	got := map[string][]float64{}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	for range times {
+		for _, way := range ways {
+			tr := tracked(t, path, fs, way)
+			for run := range runs + 1 {
+				begin := threadTime(t)
+				for range writes {
+					if _, err := f.WriteAt(buf, rand.Int64N(size/4096)*4096); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if run > 0 { // the first one warms up
+					got[way] = append(got[way], float64(threadTime(t)-begin)/writes)
+				}
+			}
+			if tr != nil {
+				stop(t, tr)
+			}
+		}
+	}
+	for _, way := range ways {
+		t.Logf("%-8s median %5.0f ns, least %5.0f; against off %+.0f ns", way, median(got[way]), slices.Min(got[way]), median(got[way])-median(got["off"]))
+	}
+}
+
+func threadTime(t *testing.T) time.Duration {
+	t.Helper()
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(ts.Nano())
 }
 
 // The bars of a take and of a start.
