@@ -2,6 +2,7 @@ package failback
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -66,6 +67,14 @@ type Live struct {
 	// nothing holds it back. It is called before each look at what is dirty: what
 	// comes out only when the writers are brought to rest makes the pause longer.
 	Flush func(context.Context) error
+	// Throttle has the writers write to the volume at no more than so many bytes a
+	// second from now on, and returns what they are held to, which may be less; with
+	// 0 they go on as they did before the session. It is called where rounds do not
+	// get small enough, nil where nobody can. Quiesce may lift it: it is called again
+	// where the writers are let go and the session goes on. It is to lift it itself
+	// as soon as the context that it was given ends: the session may wait then for
+	// what does not come back.
+	Throttle func(ctx context.Context, rate int64) (int64, error)
 	// Rest is how long the writers take to come to rest and to go on again, to
 	// predict the pause; 0 where nobody knows.
 	Rest time.Duration
@@ -86,6 +95,9 @@ type LiveReport struct {
 	// Tries is how often they were brought to rest: each time but the last more
 	// came out then than fits into the pause.
 	Tries int `json:"tries"`
+	// Throttle is what the writers were slowed down to at last, bytes a second; 0
+	// where they were not.
+	Throttle int64 `json:"throttle,omitempty"`
 	// Epoch is since when the tracker holds what differs now; 0: it lost that as the
 	// writers went on.
 	Epoch cbt.Epoch `json:"epoch"`
@@ -100,6 +112,7 @@ type Round struct {
 	Left     int64   `json:"left_bytes"`     // dirty when the round was over
 	Seconds  float64 `json:"seconds"`
 	Last     bool    `json:"last,omitempty"`
+	Throttle int64   `json:"throttle,omitempty"` // what the writers were slowed down to, bytes a second; 0: they were not
 	// In and Out are bytes a second: what the writers make dirty, and what rounds
 	// get through. More is how many further rounds that is going to take, -1 for
 	// never as things are; PauseMS how long the pause would be now, -1 where nobody
@@ -172,8 +185,11 @@ type live struct {
 	last    bool
 	still   *standstill // nil: the writers are not at rest
 	fixed   time.Duration
-	tracked bool // the tracker holds all that differs
-	sealed  bool // the epoch was moved on in this session
+	tracked bool  // the tracker holds all that differs
+	sealed  bool  // the epoch was moved on in this session
+	slowed  int   // how often the writers were slowed down
+	rate    int64 // that they are slowed down to, bytes a second
+	vain    int   // times that they were brought to rest in vain, since then
 	rep     LiveReport
 }
 
@@ -238,7 +254,7 @@ func (v *live) proven(sent int64, fixed time.Duration) error {
 	proven := cbt.Subtract(v.about, left)
 	v.fixed += fixed
 	took := time.Since(v.began)
-	r := Round{Number: len(v.rep.Rounds) + 1, Bytes: v.bytes, Sent: sent - v.sent, Deferred: cbt.Total(left), Seconds: took.Seconds(), Last: v.last}
+	r := Round{Number: len(v.rep.Rounds) + 1, Bytes: v.bytes, Sent: sent - v.sent, Deferred: cbt.Total(left), Seconds: took.Seconds(), Last: v.last, Throttle: v.rate}
 	v.rep.Rounds = append(v.rep.Rounds, r)
 	v.sent = sent
 	switch {
@@ -307,7 +323,10 @@ func (v *live) next(ctx context.Context) ([]cbt.Extent, error) {
 	case verdict == cutOver:
 		return v.quiesce(ctx, predicted)
 	}
-	return nil, v.hopeless(predicted)
+	if slower, err := v.slow(ctx); !slower {
+		return nil, errors.Join(v.hopeless(predicted), err)
+	}
+	return x, nil
 }
 
 // predictedMS is a pause as it is reported.
@@ -320,7 +339,7 @@ func predictedMS(d time.Duration) float64 {
 
 func (v *live) hopeless(pause time.Duration) error {
 	return &ConvergenceError{Volume: v.name, Rounds: len(v.rep.Rounds), Tries: v.rep.Tries, Left: v.bytes,
-		In: v.pace.in(), Out: v.pace.out(), Budget: v.pace.budget, Pause: pause}
+		In: v.pace.in(), Out: v.pace.out(), Budget: v.pace.budget, Pause: pause, Throttle: v.rate, throttles: v.l.Throttle != nil}
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

@@ -122,11 +122,12 @@ func (v *live) quiesce(ctx context.Context, predicted time.Duration) ([]cbt.Exte
 		v.rep.PredictedMS = milliseconds(predicted)
 		return x, nil
 	}
+	more, slowErr := v.slowAgain(ctx)
 	if _, err := v.letGo(); err != nil {
-		return nil, err
+		return nil, errors.Join(err, slowErr)
 	}
-	if v.rep.Tries == liveTries {
-		return nil, v.hopeless(again)
+	if slowErr != nil || !more {
+		return nil, errors.Join(v.hopeless(again), slowErr)
 	}
 	if v.events.Note != nil {
 		v.events.Note(fmt.Sprintf("%s: with its writers at rest %s were dirty, which makes a pause of %s: they write on, and another round begins",
@@ -205,6 +206,7 @@ func (v *live) letGo() (time.Duration, error) {
 // and what was taken and is not proven is the tracker's again (L2, L6).
 func (v *live) over(ctx context.Context) error {
 	_, err := v.letGo()
+	err = errors.Join(err, v.unthrottle(ctx))
 	if !v.rounds() {
 		return err
 	}

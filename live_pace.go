@@ -82,6 +82,10 @@ func (p *pace) ended(l lap) verdict {
 	return goOn
 }
 
+// again is told that the writers have been slowed down: the rounds before say
+// nothing about whether those that come will bring the rest down.
+func (p *pace) again() { p.stale = 0 }
+
 // out is how fast rounds get through what is dirty, bytes a second; 0 while
 // nothing is known. The later rounds count: the first compares more than it sends.
 func (p *pace) out() float64 {
@@ -163,6 +167,11 @@ type ConvergenceError struct {
 	Out    float64       // bytes a second that rounds get through
 	Budget time.Duration // the longest pause that was allowed
 	Pause  time.Duration // that a last round would take now
+	// Throttle is what the writers were slowed down to, bytes a second; 0: they were
+	// not.
+	Throttle int64
+
+	throttles bool // they could have been
 }
 
 // Error tells how fast the volume is written and copied, and the pause it would take.
@@ -171,6 +180,9 @@ func (e *ConvergenceError) Error() string {
 		e.Volume, sizeWords(e.Left), e.Rounds, sizeWords(int64(e.In)), sizeWords(int64(e.Out)), pauseWords(e.Pause), e.Budget)
 	if e.Tries > 0 {
 		s += fmt.Sprintf("; pauses that were broken off, for they were going to take too long: %d", e.Tries)
+	}
+	if e.Throttle > 0 {
+		s += fmt.Sprintf("; the writers were slowed down to %s/s", sizeWords(e.Throttle))
 	}
 	return s
 }
@@ -184,8 +196,15 @@ func pauseWords(d time.Duration) string {
 
 // Next says what can be done about it.
 func (e *ConvergenceError) Next() string {
-	return fmt.Sprintf("allow a pause of %v (--pause), come back when less is written, or slow the writers down; the target is marked inconsistent until a sync ends",
-		(e.Pause + e.Pause/4).Round(10*time.Millisecond))
+	choice := "slow the writers down (--throttle)"
+	switch {
+	case e.Throttle > 0:
+		choice = "see who else writes there than those who were slowed down"
+	case e.throttles:
+		choice = "find out what takes so long with the writers at rest: slowing them down would not help"
+	}
+	return fmt.Sprintf("allow a pause of %v (--pause), come back when less is written, or %s; the target is marked inconsistent until a sync ends",
+		(e.Pause + e.Pause/4).Round(10*time.Millisecond), choice)
 }
 
 // sizeWords tells bytes with three digits or so.

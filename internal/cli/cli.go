@@ -107,7 +107,7 @@ A volume is an image file or a block device, here or elsewhere:
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(a.syncCommand(), a.diffCommand(), a.verifyCommand(), a.digestCommand(), a.serveCommand(), a.resumeInfoCommand(), a.undoCommand(),
-		a.trackCommand(), a.mapCommand(), a.pkiCommand(), a.demoCommand(), a.versionCommand(), a.holdCommand())
+		a.trackCommand(), a.mapCommand(), a.pkiCommand(), a.demoCommand(), a.versionCommand(), a.holdCommand(), a.throttleCommand())
 	return root
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/failback/failback/cbt"
 	"github.com/failback/failback/internal/journal"
 	"github.com/failback/failback/internal/quiesce"
+	"github.com/failback/failback/internal/throttle"
 	"github.com/failback/failback/merkle"
 	"github.com/failback/failback/transport/dial"
 	"github.com/failback/failback/transport/message"
@@ -76,6 +77,7 @@ func (f *failure) classify(ctx context.Context, err error) {
 		peer     *failback.PeerError
 		ssh      *dial.SSHError
 		restless *quiesce.RefusedError
+		fast     *throttle.RefusedError
 	)
 	switch {
 	case errors.As(err, &usage), errors.As(err, &libUsage):
@@ -86,6 +88,8 @@ func (f *failure) classify(ctx context.Context, err error) {
 		f.refuse(refused.Volume, refused.Reason, refused.Next)
 	case errors.As(err, &restless):
 		f.refuse(restless.Volume, restless.Reason, restless.Next)
+	case errors.As(err, &fast):
+		f.refuse(fast.Group, fast.Reason, fast.Next)
 	case f.classifyTrack(err):
 	case errors.As(err, &verify):
 		f.Volume, f.Reason, f.Next = verify.Volume, "the medium does not hold what was written", "check the device and its log, then run the same command again, with --repair to have it sent once more"

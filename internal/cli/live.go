@@ -30,6 +30,7 @@ type liveFlags struct {
 	freeze              string
 	onQuiesce, onResume string
 	bpffs               string
+	throttle            throttleFlag
 	limited             func() bool // the limit was given
 }
 
@@ -46,15 +47,16 @@ func (l *liveFlags) add(c *cobra.Command) {
 	f.BoolVar(&l.trust, "trust-tracker", false, "with --live: what the tracker of SOURCE holds is all in which TARGET differs, though no sync of the two says so")
 	f.BoolVar(&l.still, "or-at-rest", false, "with --live: where SOURCE cannot be tracked, sync it while its writers rest all the time; takes a --pause-limit that is long enough for all of it")
 	f.StringVar(&l.bpffs, "bpffs", "", "with --live: `DIR` where the kernel's pins are (default /sys/fs/bpf; mounted if it is not)")
+	f.Var(&l.throttle, "throttle", "with --live: where rounds do not get small enough, slow down what the control group `CGROUP[=RATE]` (cgroup v2) writes to the disk of SOURCE, to RATE or half of what rounds get through, until the sync ends")
 	l.limited = func() bool { return f.Changed("pause-limit") }
 }
 
 // check says what does not go together.
 func (l *liveFlags) check(s *syncFlags, source dial.Address) error {
-	given := l.freeze != "" || l.onQuiesce != "" || l.onResume != "" || l.keep || l.still || l.trust || l.bpffs != ""
+	given := l.freeze != "" || l.onQuiesce != "" || l.onResume != "" || l.keep || l.still || l.trust || l.bpffs != "" || l.throttle.group != ""
 	switch {
 	case !l.on && given:
-		return usagef("--freeze, --on-quiesce, --on-resume, --keep-tracking, --trust-tracker, --or-at-rest and --bpffs go with --live")
+		return usagef("--freeze, --on-quiesce, --on-resume, --keep-tracking, --trust-tracker, --or-at-rest, --throttle and --bpffs go with --live")
 	case !l.on:
 		return nil
 	case !source.Local():
@@ -83,6 +85,7 @@ type liveSync struct {
 	fresh   bool // started for this sync
 	record  *liveRecord
 	point   *pointFile
+	brake   *brake // nil: nobody may be slowed down
 }
 
 // begin checks how the writers are brought to rest, and tracks the source.
@@ -103,6 +106,9 @@ func (l *liveFlags) begin(ctx context.Context, u *ui, s *syncFlags, src, dst *si
 		return nil, err
 	}
 	var err error
+	if v.brake, err = newBrake(u, &l.throttle, src.arg); err != nil {
+		return nil, err
+	}
 	if v.point, err = newPoint(&s.fall.place, src.disk, dst.arg); err != nil {
 		return nil, err
 	}
@@ -258,6 +264,9 @@ func (v *liveSync) sync(ctx context.Context, src, dst *side, o failback.Options)
 		}
 		return v.point.save(o.Live)
 	}
+	if v.brake != nil {
+		o.Live.Throttle, v.plan.Stopping = v.brake.slow, v.brake.lift
+	}
 	if v.flags.freeze != "" {
 		o.Live.Rest = freezeTime
 		o.Live.Flush = func(ctx context.Context) error {
@@ -350,15 +359,18 @@ func (v *liveSync) atRest(ctx context.Context, src, dst *side, o failback.Option
 
 // end gives the tracker back, or ends it if it was started for this sync.
 func (v *liveSync) end(ctx context.Context) error {
-	if v == nil || v.tracker == nil {
+	if v == nil {
 		return nil
 	}
-	if v.ours && !v.flags.keep {
-		return errors.Join(v.stop(), v.point.forget())
+	err := v.brake.end()
+	if v.tracker == nil {
+		return err
 	}
-	var err error
+	if v.ours && !v.flags.keep {
+		return errors.Join(err, v.stop(), v.point.forget())
+	}
 	if v.ours {
-		err = v.record.keeps()
+		err = errors.Join(err, v.record.keeps())
 	}
 	return errors.Join(err, leave(context.WithoutCancel(ctx), v.tracker))
 }
@@ -382,6 +394,9 @@ func (v *liveSync) round(r failback.Round) {
 	if r.Number > 1 && r.PauseMS < 0 {
 		text += "; nothing tells yet how long the pause would take"
 	} else if r.Number > 1 {
+		if r.Throttle > 0 {
+			text += fmt.Sprintf("; writers slowed down to %s/s", humanBytes(r.Throttle))
+		}
 		text += fmt.Sprintf("; %s/s written, %s/s copied; the pause would take %s", humanBytes(int64(r.In)), humanBytes(int64(r.Out)), seconds(r.PauseMS/1e3))
 		switch {
 		case r.More > 0:

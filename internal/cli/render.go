@@ -104,6 +104,9 @@ func liveLine(r *failback.Report) string {
 	if r.Live.Tries > 1 {
 		text += fmt.Sprintf("; it took %d tries", r.Live.Tries)
 	}
+	if r.Live.Throttle > 0 {
+		text += fmt.Sprintf("; until then they were slowed down to %s/s", humanBytes(r.Live.Throttle))
+	}
 	return text
 }
 

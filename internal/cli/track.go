@@ -137,9 +137,7 @@ func (a *app) trackStatus(f *trackFlags, args []string) error {
 	}
 	for _, s := range all {
 		if want == "" || s.Number == want {
-			v := trackVolumeOf(s)
-			v.bySync = f.startedBySync(s.Identity)
-			j.Volumes = append(j.Volumes, v)
+			j.Volumes = append(j.Volumes, f.volume(&s))
 		}
 	}
 	if want != "" && len(j.Volumes) == 0 {

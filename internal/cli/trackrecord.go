@@ -12,6 +12,7 @@ import (
 	"github.com/cespare/xxhash/v2"
 
 	"github.com/failback/failback/cbt"
+	"github.com/failback/failback/cbt/ebpf"
 )
 
 // trackRecord is what lies in the state directory of a volume that is or was
@@ -19,7 +20,8 @@ import (
 // the hash of its identity.
 //
 // While the volume is tracked its state is "tracking". A machine that goes down
-// leaves it so: whatever map is beside it is not believed then (L1).
+// leaves it so: whatever map is beside it is not believed then (L1). Nor is a
+// [checkpoint], which has a file of its own.
 type trackRecord struct {
 	Version  int       `json:"version"` // 1
 	State    string    `json:"state"`   // tracking, stopped, ended
@@ -72,6 +74,14 @@ func (r *trackRecord) write(path string) error {
 		return err
 	}
 	return replaceFile(path, append(b, '\n'))
+}
+
+// recordOf is the record of a volume that is tracked from now on.
+func recordOf(s *ebpf.Status, device string) *trackRecord {
+	return &trackRecord{
+		Version: 1, State: stateTracking, Device: device, Name: s.Name, Identity: s.Identity,
+		Boot: bootID(), Epoch: s.Trust.Since, Started: s.Started,
+	}
 }
 
 // ofSync reports whether a record, nil for none, is of a tracker that was started

@@ -19,6 +19,10 @@ type trackJSON struct {
 	Volumes  []trackVolume  `json:"volumes,omitempty"`
 	Saved    *savedMap      `json:"saved,omitempty"`
 	Features []trackFeature `json:"features,omitempty"`
+
+	number string        // of the volume, "major:minor"
+	every  time.Duration // between checkpoints; 0: none are made
+	path   string        // of the checkpoint
 }
 
 type trackVolume struct {
@@ -40,6 +44,8 @@ type trackVolume struct {
 	Unmarked       uint64    `json:"unmarked"`
 	Reading        bool      `json:"reading"`
 	KernelBytes    int64     `json:"kernel_bytes"`
+
+	Checkpoint *checkpoint `json:"checkpoint,omitempty"` // of this recording, the last
 
 	bySync    bool // started for the time of a live sync
 	uncounted bool
@@ -138,6 +144,12 @@ func trackLines(j *trackJSON, v trackVolume) []line {
 			word = "taken over: "
 		}
 		lines = append(lines, line{"before", word + j.Saved.Reason})
+	}
+	switch c := v.Checkpoint; {
+	case j.every > 0:
+		lines = append(lines, line{"checkpoint", fmt.Sprintf("every %v to %s, as long as this command runs; after a crash it is not believed", j.every, j.path)})
+	case c != nil:
+		lines = append(lines, line{"checkpoint", fmt.Sprintf("of %s, %s dirty, discarded %s; after a crash it is not believed", c.Time.Local().Format(time.DateTime), humanBytes(c.DirtyBytes), humanBytes(c.DiscardedBytes))})
 	}
 	return lines
 }

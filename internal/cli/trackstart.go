@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -21,6 +22,8 @@ type savedMap struct {
 	Trusted bool      `json:"trusted"`
 	Reason  string    `json:"reason"`
 	Stopped time.Time `json:"stopped,omitzero"`
+
+	Checkpoint *checkpoint `json:"checkpoint,omitempty"` // of a recording that did not end in order
 
 	epoch cbt.Epoch
 	m     *cbt.Map // nil if there is none that is whole and of this volume
@@ -46,10 +49,15 @@ func (f *trackFlags) lookSaved(v *failback.Disk, device string) (*savedMap, erro
 		if r.Sync {
 			s.Reason = fmt.Sprintf("it was tracked from %s on for a sync --live, which did not come to its end", r.Started.Local().Format(time.DateTime))
 		}
+		before := "the record was lost"
 		if r.Boot != bootID() {
 			s.Reason += ", and the machine was started anew since"
+			before = "the crash"
 		}
 		s.Reason += ": what was written then is not known"
+		if s.Checkpoint = r.left(path); s.Checkpoint != nil {
+			s.Reason += "; " + s.Checkpoint.words(before)
+		}
 		return s, nil
 	}
 	s.File = mapBeside(path)
@@ -115,6 +123,7 @@ type trackStartFlags struct {
 	block      byteSize
 	name       string
 	trustSaved bool
+	checkpoint time.Duration
 }
 
 func (a *app) trackStartCommand() *cobra.Command {
@@ -131,9 +140,16 @@ SAME without data and FORMAT UNIT of sg3_utils, sanitize. Do not use them meanwh
 
 If the device was tracked before, it says whether what stop saved can be trusted:
 it is if the kernel has counted no write in between. Then it is taken over, and
-the epoch goes on; else a new one begins.`,
+the epoch goes on; else a new one begins.
+
+With --checkpoint the command goes on running, for a service, and saves what is
+dirty to the state directory at that interval, until it is ended by SIGTERM or
+SIGINT (the recording goes on) or tracking is stopped. It also joins a recording
+that is under way. A checkpoint tells after a crash what was dirty at that moment;
+it is not believed, for what was written after it is not known.`,
 		Example: `  failback track start /dev/vg/orders --name orders
-  failback track start /dev/sdb1 --block 64KiB`,
+  failback track start /dev/sdb1 --block 64KiB
+  failback track start /dev/vg/orders --checkpoint 30s`,
 		Args:        exactly(1, "DEVICE"),
 		Annotations: map[string]string{schemaKey: schemaTrack},
 	}
@@ -141,9 +157,15 @@ the epoch goes on; else a new one begins.`,
 	fl.Var(&f.block, "block", "bytes of a block, 4KiB to 1MiB, a power of two (default: by the size)")
 	fl.StringVar(&f.name, "name", "", "`NAME` for the volume, at most 255 bytes and without a slash")
 	fl.BoolVar(&f.trustSaved, "trust-saved", false, "take over what stop has saved: there was no write in between, though nothing proves it")
+	fl.DurationVar(&f.checkpoint, "checkpoint", 0, "go on running, and save what is dirty after each such time; after a crash it is not believed (default: not at all)")
 	f.addState(c)
 	a.addTrackFlags(c, &f.trackFlags)
-	return a.runs(c, func(ctx context.Context, args []string) error { return a.trackStart(ctx, &f, args[0]) })
+	return a.runs(c, func(ctx context.Context, args []string) error {
+		if fl.Changed("checkpoint") && f.checkpoint < minCheckpoint {
+			return usagef("--checkpoint %v: at least %v", f.checkpoint, minCheckpoint)
+		}
+		return a.trackStart(ctx, &f, args[0])
+	})
 }
 
 // trackStart begins.
@@ -166,10 +188,21 @@ func (a *app) trackStart(ctx context.Context, f *trackStartFlags, device string)
 	if errors.Is(err, ebpf.ErrTracked) {
 		t, err = openUnsealed(ctx, device, o, err)
 	}
-	if err != nil {
-		return err
+	var j *trackJSON
+	switch {
+	case err == nil:
+		j, err = a.trackStarted(ctx, f, t, device)
+		err = errors.Join(err, leave(ctx, t))
+	case f.checkpoint > 0 && (errors.Is(err, ebpf.ErrTracked) || errors.Is(err, ebpf.ErrOpen)):
+		j, err = f.beside(identity, device, err)
 	}
-	return errors.Join(a.trackStarted(ctx, f, t, device), leave(ctx, t))
+	switch {
+	case err != nil:
+		return err
+	case f.checkpoint > 0:
+		return a.checkpoints(ctx, f, j)
+	}
+	return a.showTrack(j)
 }
 
 // leave closes a tracker. It is at rest afterwards, if the device is.
@@ -237,38 +270,34 @@ func openUnsealed(ctx context.Context, device string, o ebpf.Options, tracked er
 // to.
 const drainTime = 10 * time.Second
 
-func (a *app) trackStarted(ctx context.Context, f *trackStartFlags, t *ebpf.Tracker, device string) error {
+func (a *app) trackStarted(ctx context.Context, f *trackStartFlags, t *ebpf.Tracker, device string) (*trackJSON, error) {
 	s, err := t.Status()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if !s.Drained && !s.Reading {
 		fmt.Fprintf(a.stderr, "waiting for writes to %s that are under way\n", device)
 		wait, cancel := context.WithTimeout(ctx, drainTime)
 		defer cancel()
 		if err := t.Drain(wait); err != nil {
-			return &outcomeError{err, device + " is tracked, and the record vouches for nothing yet", "pause the writers for a moment and run the same command again"}
+			return nil, &outcomeError{err, device + " is tracked, and the record vouches for nothing yet", "pause the writers for a moment and run the same command again"}
 		}
 	}
 	saved, err := f.takeOver(t, device)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if s, err = t.Status(); err != nil {
-		return err
+		return nil, err
 	}
 	path, err := f.recordPath(s.Identity)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	r := trackRecord{
-		Version: 1, State: stateTracking, Device: device, Name: f.name, Identity: s.Identity,
-		Boot: bootID(), Epoch: s.Trust.Since, Started: s.Started,
+	if err := recordOf(&s, device).renew(path); err != nil {
+		return nil, &outcomeError{err, device + " is tracked, but what is known of it could not be noted", "see to that, then run failback track stop " + device}
 	}
-	if err := r.renew(path); err != nil {
-		return &outcomeError{err, device + " is tracked, but what is known of it could not be noted", "see to that, then run failback track stop " + device}
-	}
-	return a.showTrack(&trackJSON{Schema: schemaTrack, Result: "started", Volumes: []trackVolume{trackVolumeOf(s)}, Saved: saved})
+	return &trackJSON{Schema: schemaTrack, Result: "started", Volumes: []trackVolume{trackVolumeOf(s)}, Saved: saved, number: s.Number}, nil
 }
 
 // takeOver seals the first epoch of a tracker, or goes on with the saved one.
@@ -341,6 +370,9 @@ func (a *app) trackStop(ctx context.Context, f *trackFlags, arg string) error {
 	}
 	if err := errors.Join(m.Save(mapBeside(record)), r.renew(record)); err != nil {
 		return &outcomeError{err, s.Device + " is not tracked any more, and what was dirty is not known", "compare the volumes by hash"}
+	}
+	if err := os.Remove(checkpointBeside(record)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		fmt.Fprintf(a.stderr, "note: a checkpoint is left, which nothing uses any more: %v\n", err)
 	}
 	saved := &savedMap{File: mapBeside(record), Trusted: m.Epoch > 0, Reason: "it was stopped in order", Stopped: r.Stopped}
 	if !saved.Trusted {

@@ -36,6 +36,7 @@ var leaves = map[string][]string{
 	"internal/looptest": {},
 	"internal/quiesce":  {"internal/sysfs"},
 	"internal/sysfs":    {},
+	"internal/throttle": {"internal/sysfs"},
 }
 
 // rootMay is what the root package may import of ours.

@@ -160,6 +160,9 @@ func (h *Hold) follow(said *os.File) {
 
 // note takes a word for what now holds.
 func (h *Hold) note(w word, late *time.Timer) {
+	if w.Begun > 0 && h.pause.word.Begun == 0 && h.pause.plan.Stopping != nil {
+		h.pause.plan.Stopping()
+	}
 	h.pause.word = w
 	late.Stop()
 	if w.Within > 0 {

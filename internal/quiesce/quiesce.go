@@ -28,6 +28,10 @@ type Plan struct {
 	Limit   time.Duration // longest pause; then it is ended, whoever still wants it; default 10 s
 	Env     []string      // "KEY=value" for the commands, beside our own environment
 	Program string        // what has the hold command; default: the program that runs
+
+	// Stopping is called, in this process, when the first step that may make a write
+	// wait is about to be taken; nil for nobody. It must not wait for anything.
+	Stopping func() `json:"-"`
 }
 
 const (

@@ -1,0 +1,150 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/failback/failback/internal/throttle"
+)
+
+// throttleFlag is the value CGROUP[=RATE].
+type throttleFlag struct {
+	group string
+	rate  byteRate // 0: as it comes
+}
+
+// String is the exact form, which Set reads back.
+func (f *throttleFlag) String() string {
+	if f.rate == 0 {
+		return f.group
+	}
+	return f.group + "=" + f.rate.String()
+}
+
+// Set parses s. The name of a group may hold a "=" as well.
+func (f *throttleFlag) Set(s string) error {
+	f.group, f.rate = s, 0
+	if at := strings.LastIndexByte(s, '='); at >= 0 {
+		if _, err := os.Stat(s); err != nil {
+			if err := f.rate.Set(s[at+1:]); err != nil {
+				return err
+			}
+			if f.rate == 0 {
+				return fmt.Errorf("%q: a rate of 0 would stop its processes", s)
+			}
+			f.group = s[:at]
+		}
+	}
+	if f.group == "" {
+		return fmt.Errorf("%q names no control group", s)
+	}
+	return nil
+}
+
+// Type is the word for the value in help.
+func (f *throttleFlag) Type() string { return "CGROUP" }
+
+// brake slows down the writers of a live sync.
+type brake struct {
+	u     *ui
+	disk  string // number
+	name  string // of the group, as it was given
+	rate  int64  // that the user wants first, bytes a second; 0: what the session wants
+	fresh bool   // that is yet to come
+	begin func() (writersLimit, error)
+	limit writersLimit // nil: nobody was slowed down yet
+	told  int64        // what the user was told that they are slowed down to
+}
+
+// writersLimit is a [throttle.Limit].
+type writersLimit interface {
+	Set(ctx context.Context, rate int64) (int64, error)
+	Lift()
+	End() error
+}
+
+// newBrake returns nil if nobody may be slowed down, and refuses a group that
+// cannot be.
+func newBrake(u *ui, f *throttleFlag, device string) (*brake, error) {
+	if f.group == "" {
+		return nil, nil
+	}
+	g, err := throttle.Find(f.group, device)
+	if err != nil {
+		return nil, err
+	}
+	if g.Direct {
+		u.note(fmt.Sprintf("note: the memory controller is not on in %s: of what its processes write through the page cache nothing would be slowed down", f.group))
+	}
+	begin := func() (writersLimit, error) { return g.Begin() }
+	return &brake{u: u, disk: g.Disk, name: f.group, rate: int64(f.rate), fresh: true, begin: begin}, nil
+}
+
+// slow is what a session asks for, see [failback.Live].
+func (b *brake) slow(ctx context.Context, rate int64) (int64, error) {
+	if rate == 0 {
+		b.fresh = true // the session may be tried again
+		b.lift()
+		return 0, nil
+	}
+	first := b.fresh
+	if first && b.rate > 0 {
+		rate = b.rate
+	}
+	b.fresh = false
+	if b.limit == nil {
+		l, err := b.begin()
+		if err != nil {
+			return 0, err
+		}
+		b.limit = l
+	}
+	now, err := b.limit.Set(ctx, rate)
+	if err = errors.Join(err, ctx.Err()); err != nil {
+		b.lift()
+		return 0, err
+	}
+	if first { // from here on nobody has to wait for the end of the session
+		context.AfterFunc(ctx, b.lift)
+	}
+	if now == b.told {
+		return now, nil
+	}
+	b.told = now
+	b.u.note(fmt.Sprintf("what %s writes to the disk of the source (%s) is slowed down to %s/s, until this sync ends", b.name, b.disk, humanBytes(now)))
+	return now, nil
+}
+
+// lift lets the writers be as they were until the session asks again. It is called
+// when they are about to come to rest: what they still have to write out then is
+// waited for. It does not wait.
+func (b *brake) lift() {
+	if b.limit != nil {
+		b.limit.Lift()
+	}
+}
+
+// end lets them be as they were for good.
+func (b *brake) end() error {
+	if b == nil || b.limit == nil {
+		return nil
+	}
+	return b.limit.End()
+}
+
+// throttleCommand is the process that looks after a limit. Only failback itself
+// starts it, see throttle.Group.Begin: what it reads and prints is between the two.
+func (a *app) throttleCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:    "throttle",
+		Short:  "Slow down the writers of a volume for another failback",
+		Hidden: true,
+		Args:   cobra.NoArgs,
+	}
+	return a.runs(c, func(context.Context, []string) error { return throttle.Serve(a.stdin, a.stdout) })
+}
