@@ -2,7 +2,6 @@ package failback
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -70,10 +69,10 @@ type Live struct {
 	// Throttle has the writers write to the volume at no more than so many bytes a
 	// second from now on, and returns what they are held to, which may be less; with
 	// 0 they go on as they did before the session. It is called where rounds do not
-	// get small enough, nil where nobody can. Quiesce may lift it: it is called again
-	// where the writers are let go and the session goes on. It is to lift it itself
-	// as soon as the context that it was given ends: the session may wait then for
-	// what does not come back.
+	// get small enough, nil where nobody can, and then again with what they are held
+	// to, after each round and where a pause was broken off: Quiesce may lift it, and
+	// it may come to an end without us. It is to lift it itself as soon as the context
+	// that it was given ends: the session may wait then for what does not come back.
 	Throttle func(ctx context.Context, rate int64) (int64, error)
 	// Rest is how long the writers take to come to rest and to go on again, to
 	// predict the pause; 0 where nobody knows.
@@ -191,6 +190,8 @@ type live struct {
 	rate    int64 // that they are slowed down to, bytes a second
 	vain    int   // times that they were brought to rest in vain, since then
 	rep     LiveReport
+
+	unslowed error // why they are not slow any more, though they were
 }
 
 func newLive(l *Live, session [16]byte, name string, size int64, ev Events) *live {
@@ -301,6 +302,10 @@ func (v *live) take(ctx context.Context) ([]cbt.Extent, error) {
 func (v *live) next(ctx context.Context) ([]cbt.Extent, error) {
 	r := &v.rep.Rounds[len(v.rep.Rounds)-1]
 	took, fixed := time.Since(v.began), v.fixed
+	if err := v.stillSlow(ctx); err != nil {
+		return nil, err
+	}
+	r.Throttle = min(r.Throttle, v.rate)
 	if v.l.Flush != nil {
 		if err := v.l.Flush(ctx); err != nil {
 			return nil, fmt.Errorf("have what was written to %s reach it: %w", v.name, err)
@@ -324,7 +329,7 @@ func (v *live) next(ctx context.Context) ([]cbt.Extent, error) {
 		return v.quiesce(ctx, predicted)
 	}
 	if slower, err := v.slow(ctx); !slower {
-		return nil, errors.Join(v.hopeless(predicted), err)
+		return nil, v.hopeless(ctx, predicted, err)
 	}
 	return x, nil
 }
@@ -337,9 +342,18 @@ func predictedMS(d time.Duration) float64 {
 	return milliseconds(d)
 }
 
-func (v *live) hopeless(pause time.Duration) error {
-	return &ConvergenceError{Volume: v.name, Rounds: len(v.rep.Rounds), Tries: v.rep.Tries, Left: v.bytes,
-		In: v.pace.in(), Out: v.pace.out(), Budget: v.pace.budget, Pause: pause, Throttle: v.rate, throttles: v.l.Throttle != nil}
+// hopeless is the end of a session; unslowed is why the writers could not be slowed
+// down, if that was tried now.
+func (v *live) hopeless(ctx context.Context, pause time.Duration, unslowed error) error {
+	switch {
+	case unslowed == nil:
+		unslowed = v.unslowed
+	case ctx.Err() != nil:
+		return unslowed // it was not tried to the end
+	}
+	return &ConvergenceError{Volume: v.name, Rounds: len(v.rep.Rounds), Tries: v.rep.Tries, Left: v.bytes, Unslowed: unslowed,
+		In: v.pace.in(), Out: v.pace.out(), Budget: v.pace.budget, Pause: pause, Throttle: v.rate,
+		throttles: v.l.Throttle != nil, atRest: v.pace.pause(0) > v.pace.budget}
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

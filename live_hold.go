@@ -122,12 +122,12 @@ func (v *live) quiesce(ctx context.Context, predicted time.Duration) ([]cbt.Exte
 		v.rep.PredictedMS = milliseconds(predicted)
 		return x, nil
 	}
-	more, slowErr := v.slowAgain(ctx)
+	// Slowing them down may take a while: nobody is to be at rest for that (L6).
 	if _, err := v.letGo(); err != nil {
-		return nil, errors.Join(err, slowErr)
+		return nil, err
 	}
-	if slowErr != nil || !more {
-		return nil, errors.Join(v.hopeless(again), slowErr)
+	if more, err := v.slowAgain(ctx); err != nil || !more {
+		return nil, v.hopeless(ctx, again, err)
 	}
 	if v.events.Note != nil {
 		v.events.Note(fmt.Sprintf("%s: with its writers at rest %s were dirty, which makes a pause of %s: they write on, and another round begins",

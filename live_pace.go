@@ -170,8 +170,10 @@ type ConvergenceError struct {
 	// Throttle is what the writers were slowed down to, bytes a second; 0: they were
 	// not.
 	Throttle int64
+	Unslowed error // why they could not be slowed down; nil: that was not tried, or was done
 
 	throttles bool // they could have been
+	atRest    bool // with nothing dirty it would take too long as well
 }
 
 // Error tells how fast the volume is written and copied, and the pause it would take.
@@ -184,8 +186,14 @@ func (e *ConvergenceError) Error() string {
 	if e.Throttle > 0 {
 		s += fmt.Sprintf("; the writers were slowed down to %s/s", sizeWords(e.Throttle))
 	}
+	if e.Unslowed != nil {
+		s += fmt.Sprintf("; %v", e.Unslowed)
+	}
 	return s
 }
+
+// Unwrap returns why the writers could not be slowed down.
+func (e *ConvergenceError) Unwrap() error { return e.Unslowed }
 
 func pauseWords(d time.Duration) string {
 	if d == forever {
@@ -198,10 +206,12 @@ func pauseWords(d time.Duration) string {
 func (e *ConvergenceError) Next() string {
 	choice := "slow the writers down (--throttle)"
 	switch {
-	case e.Throttle > 0:
-		choice = "see who else writes there than those who were slowed down"
-	case e.throttles:
+	case e.Unslowed != nil:
+		choice = "see why the writers could not be slowed down"
+	case e.atRest:
 		choice = "find out what takes so long with the writers at rest: slowing them down would not help"
+	case e.throttles:
+		choice = "see who else writes there than those who were slowed down"
 	}
 	return fmt.Sprintf("allow a pause of %v (--pause), come back when less is written, or %s; the target is marked inconsistent until a sync ends",
 		(e.Pause + e.Pause/4).Round(10*time.Millisecond), choice)

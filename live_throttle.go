@@ -24,11 +24,13 @@ func (v *live) slow(ctx context.Context) (bool, error) {
 		return false, nil
 	}
 	want := max(int64(v.pace.out()/2), throttleFloor)
-	if v.slowed > 0 {
-		want = v.rate / 2
-	}
-	if want < throttleFloor {
-		return false, nil
+	switch {
+	case v.rate > 0:
+		if want = v.rate / 2; want < throttleFloor {
+			return false, nil
+		}
+	case v.slowed > 0: // that did not last
+		want = v.rep.Throttle
 	}
 	v.slowed++ // whatever comes of it: it may be in force after an error, too
 	if err := v.throttle(ctx, want); err != nil {
@@ -47,19 +49,34 @@ func (v *live) throttle(ctx context.Context, rate int64) error {
 	case now <= 0:
 		return fmt.Errorf("slow down the writers of %s: to %d bytes a second", v.name, now)
 	}
-	v.rate, v.rep.Throttle = now, now
+	v.rate, v.rep.Throttle, v.unslowed = now, now, nil
 	return nil
 }
 
-// slowAgain is called with the writers at rest for a pause that is broken off. They
-// go on as slowly as they did; slower, where that was the last such attempt. It
-// reports whether there may be another.
+// stillSlow sees to it that the writers are as slow as they were made: who holds
+// them may be gone, or somebody else may have let them go. Where that cannot be put
+// right they are not slow any more, which is no error before it matters.
+func (v *live) stillSlow(ctx context.Context) error {
+	if v.rate == 0 {
+		return nil
+	}
+	err := v.throttle(ctx, v.rate)
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	v.rate, v.unslowed = 0, err
+	if v.events.Note != nil {
+		v.events.Note(fmt.Sprintf("note: %v: they are not slowed down any more", err))
+	}
+	return nil
+}
+
+// slowAgain is called after a pause that was broken off. The writers are to be as
+// slow as they were; slower, where that was the last such attempt. It reports whether
+// there may be another.
 func (v *live) slowAgain(ctx context.Context) (bool, error) {
 	if v.vain++; v.vain < liveTries {
-		if v.slowed == 0 {
-			return true, nil
-		}
-		return true, v.throttle(ctx, v.rate)
+		return true, v.stillSlow(ctx)
 	}
 	v.vain = 0
 	return v.slow(ctx)

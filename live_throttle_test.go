@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -32,6 +33,8 @@ type throttled struct {
 	fast  []float64
 	was   float64
 	least int64 // that they are held to; 0: what is asked for
+	now   int64 // what they are held to; 0: nothing
+	again int   // calls that asked for what was so already
 }
 
 func newThrottled(t *testing.T, fast ...float64) *throttled {
@@ -45,6 +48,10 @@ func newThrottled(t *testing.T, fast ...float64) *throttled {
 func (v *throttled) throttle(_ context.Context, rate int64) (int64, error) {
 	v.src.mu.Lock()
 	defer v.src.mu.Unlock()
+	if rate == v.now { // as they are already, which is asked for again and again
+		v.again++
+		return rate, nil
+	}
 	v.calls = append(v.calls, rate)
 	switch {
 	case rate == 0:
@@ -55,12 +62,15 @@ func (v *throttled) throttle(_ context.Context, rate int64) (int64, error) {
 	if v.least > 0 {
 		rate = min(rate, v.least)
 	}
+	v.now = rate
 	return rate, nil
 }
 
 // TestLiveThrottle: where rounds do not get small enough the writers are slowed
 // down, by half again where that does not do, and are as they were afterwards.
-func TestLiveThrottle(t *testing.T) {
+func TestLiveThrottle(t *testing.T) { synctest.Test(t, liveThrottle) }
+
+func liveThrottle(t *testing.T) {
 	v, dst := newThrottled(t, 3, 0.02), randomVolume(2, liveSize)
 	r, err := Sync(t.Context(), Side{Volume: v.src, Name: "src"}, Side{Volume: dst}, Options{Live: v.l})
 	if err != nil {
@@ -85,7 +95,9 @@ func TestLiveThrottle(t *testing.T) {
 
 // TestLiveThrottleEnds: writers that nothing slows down are no reason to go on for
 // ever; nobody is paused, and all is as it was.
-func TestLiveThrottleEnds(t *testing.T) {
+func TestLiveThrottleEnds(t *testing.T) { synctest.Test(t, liveThrottleEnds) }
+
+func liveThrottleEnds(t *testing.T) {
 	v, dst := newThrottled(t), randomVolume(2, liveSize)
 	v.least = 300 << 10
 	_, err := Sync(t.Context(), Side{Volume: v.src, Name: "src"}, Side{Volume: dst}, Options{Live: v.l})
@@ -104,7 +116,9 @@ func TestLiveThrottleEnds(t *testing.T) {
 
 // TestLiveThrottleFails: who cannot be slowed down, or was so in a session that
 // fails for another reason.
-func TestLiveThrottleFails(t *testing.T) {
+func TestLiveThrottleFails(t *testing.T) { synctest.Test(t, liveThrottleFails) }
+
+func liveThrottleFails(t *testing.T) {
 	v, dst := newThrottled(t), &faulty{memory: randomVolume(2, liveSize)}
 	slow := v.l.Throttle
 	v.l.Throttle = func(ctx context.Context, rate int64) (int64, error) {
@@ -116,7 +130,10 @@ func TestLiveThrottleFails(t *testing.T) {
 	_, err := Sync(t.Context(), Side{Volume: v.src, Name: "src"}, Side{Volume: dst}, Options{Live: v.l})
 	var none *ConvergenceError
 	if !errors.As(err, &none) || !errors.Is(err, errLive) || len(v.calls) != 2 || v.calls[1] != 0 {
-		t.Errorf("asked for %v: %v", v.calls, err)
+		t.Fatalf("asked for %v: %v", v.calls, err)
+	}
+	if !strings.Contains(none.Next(), "see why the writers could not be slowed down") || strings.Contains(err.Error(), "\n") {
+		t.Errorf("%v; %s", none, none.Next())
 	}
 	v.l.Throttle = func(ctx context.Context, rate int64) (int64, error) {
 		dst.write = func(int64) error { return errLive }
@@ -125,6 +142,129 @@ func TestLiveThrottleFails(t *testing.T) {
 	v.calls = nil
 	if _, err := Sync(t.Context(), Side{Volume: v.src, Name: "src"}, Side{Volume: dst}, Options{Live: v.l}); !errors.Is(err, errLive) || len(v.calls) != 2 || v.calls[1] != 0 {
 		t.Errorf("asked for %v: %v", v.calls, err)
+	}
+}
+
+// TestLiveThrottleLost: a limit that does not hold any more is put in force again; it
+// is told where it cannot be, and no round says that it was.
+func TestLiveThrottleLost(t *testing.T) { synctest.Test(t, liveThrottleLost) }
+
+func liveThrottleLost(t *testing.T) {
+	for name, back := range map[string]bool{"back again": true, "for good": false} {
+		v, dst := newThrottled(t, 3), randomVolume(2, liveSize)
+		slow, lost := v.l.Throttle, 0
+		v.l.Throttle = func(ctx context.Context, rate int64) (int64, error) {
+			switch {
+			case rate > 0 && rate == v.now && lost == 0:
+				lost, v.fast, v.src.rate = 1, []float64{0.02}, v.was // it was killed
+				return 0, errLive
+			case rate > 0 && lost > 0 && !back:
+				lost++
+				return 0, errLive
+			case rate > 0 && lost == 1:
+				lost, v.now = 2, 0
+			}
+			return slow(ctx, rate)
+		}
+		var notes []string
+		r, err := Sync(t.Context(), Side{Volume: v.src, Name: "src"}, Side{Volume: dst}, Options{Live: v.l, Events: Events{Note: func(s string) { notes = append(notes, s) }}})
+		if lost != 2 || !slices.ContainsFunc(notes, func(s string) bool { return strings.Contains(s, "they are not slowed down any more") }) {
+			t.Errorf("%s: lost %d, told %q", name, lost, notes)
+		}
+		if !back {
+			var none *ConvergenceError
+			if !errors.As(err, &none) || none.Throttle != 0 || !errors.Is(none.Unslowed, errLive) || !strings.Contains(none.Next(), "see why the writers could not be slowed down") {
+				t.Errorf("%s: %v", name, err)
+			}
+			v.src.goesOn(t, dst)
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(v.calls) != 3 || v.calls[1] != v.calls[0] || v.calls[2] != 0 {
+			t.Errorf("%s: asked for %v", name, v.calls)
+		}
+		var was []bool
+		for _, r := range r.Live.Rounds {
+			if slow := r.Throttle > 0; len(was) == 0 || was[len(was)-1] != slow {
+				was = append(was, slow)
+			}
+		}
+		// The round in which it was lost was not slow all the time.
+		if !slices.Equal(was, []bool{false, true}) || r.Live.Throttle != v.calls[0] {
+			t.Errorf("%s: slow %v, %+v", name, was, r.Live)
+		}
+	}
+}
+
+// TestLiveThrottleInVain: pauses that are broken off have the writers slowed down as
+// well, and nobody is at rest while that takes its time (L6).
+func TestLiveThrottleInVain(t *testing.T) { synctest.Test(t, liveThrottleInVain) }
+
+func liveThrottleInVain(t *testing.T) {
+	for _, c := range []struct {
+		vain, calls int // pauses; calls before the end
+		none        bool
+	}{{liveTries - 1, 0, false}, {2 * liveTries, 2, false}, {liveTries, 0, true}} {
+		v, dst := newThrottled(t), randomVolume(2, liveSize)
+		v.src.rate, v.was, v.src.each = 0.1, 0.1, 400*time.Millisecond
+		vain := c.vain
+		v.src.onRest = func() {
+			if vain--; vain < 0 {
+				return
+			}
+			if _, err := v.src.tracker.WriteAt(bytes.Repeat([]byte{byte(vain)}, liveSize), 0); err != nil {
+				t.Error(err)
+			}
+			v.src.resting = bytes.Clone(v.src.b)
+		}
+		slow := v.l.Throttle
+		v.l.Throttle = func(ctx context.Context, rate int64) (int64, error) {
+			v.src.mu.Lock()
+			atRest := v.src.atRest
+			v.src.mu.Unlock()
+			if atRest {
+				t.Errorf("%+v: they are at rest while they are slowed down", c)
+			}
+			return slow(ctx, rate)
+		}
+		if c.none {
+			v.l.Throttle = nil
+		}
+		r, err := Sync(t.Context(), Side{Volume: v.src, Name: "src"}, Side{Volume: dst}, Options{Live: v.l})
+		if c.none {
+			var none *ConvergenceError
+			if !errors.As(err, &none) || none.Tries != c.vain {
+				t.Errorf("%+v: %v", c, err)
+			}
+			v.src.goesOn(t, dst)
+			continue
+		}
+		if err != nil || r.Live.Tries != c.vain+1 || !bytes.Equal(dst.b, v.src.resting) {
+			t.Fatalf("%+v: %v, %+v, %v", c, err, r.Live, bytes.Equal(dst.b, v.src.resting))
+		}
+		if n := len(v.calls); c.calls == 0 && n != 0 || c.calls > 0 && (n != c.calls+1 || v.calls[1] != v.calls[0]/2 || v.calls[n-1] != 0 || v.again < liveTries-1) {
+			t.Errorf("%+v: asked for %v, and %d times for the same", c, v.calls, v.again)
+		}
+	}
+}
+
+// TestConvergenceNext: what to do about it is for the reason.
+func TestConvergenceNext(t *testing.T) {
+	for _, c := range []struct {
+		e    ConvergenceError
+		next string
+	}{
+		{ConvergenceError{}, "slow the writers down (--throttle)"},
+		{ConvergenceError{throttles: true, Throttle: 5}, "who else writes there"},
+		{ConvergenceError{throttles: true, Throttle: 5, atRest: true}, "with the writers at rest"},
+		{ConvergenceError{throttles: true, atRest: true}, "with the writers at rest"},
+		{ConvergenceError{throttles: true, Unslowed: errLive}, "see why the writers could not be slowed down"},
+	} {
+		if next := c.e.Next(); !strings.Contains(next, c.next) {
+			t.Errorf("%+v: %s", c.e, next)
+		}
 	}
 }
 
@@ -208,10 +348,32 @@ func TestLiveThrottleTries(t *testing.T) {
 		t.Errorf("asked for %v: %v", a, sizes)
 	}
 	v.l.Throttle = nil
-	v.slowed, v.vain = 0, 0
+	v.slowed, v.rate, v.vain = 0, 0, 0
 	for i := range liveTries {
 		if more, err := v.slowAgain(t.Context()); more != (i < liveTries-1) || err != nil {
 			t.Error(i, more, err)
 		}
+	}
+}
+
+// TestLiveThrottleUnslowed: what is told of a limit that was lost for good.
+func TestLiveThrottleUnslowed(t *testing.T) {
+	v, _ := liveSteps(t, func(n int64) int64 { return n })
+	v.slowed, v.rate = throttleSteps, 5
+	v.l.Throttle = func(context.Context, int64) (int64, error) { return 0, errLive }
+	ctx, cancel := context.WithCancel(t.Context())
+	if more, err := v.slowAgain(ctx); !more || err != nil || v.rate != 0 {
+		t.Errorf("%v, %v, %d", more, err, v.rate)
+	}
+	if more, err := v.slow(ctx); more || err != nil {
+		t.Errorf("%v, %v", more, err)
+	}
+	var none *ConvergenceError
+	if err := v.hopeless(ctx, time.Second, nil); !errors.As(err, &none) || !errors.Is(err, errLive) {
+		t.Errorf("in the end: %v", err)
+	}
+	cancel() // that it was cancelled is no reason to speak of convergence
+	if err := v.hopeless(ctx, time.Second, ctx.Err()); err != context.Canceled {
+		t.Errorf("cancelled: %v", err)
 	}
 }
