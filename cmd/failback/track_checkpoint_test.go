@@ -30,6 +30,7 @@ func (s *trackStage) checkpoints(t *testing.T, more ...string) *process {
 type checkpointSaved struct {
 	File  string
 	Time  time.Time
+	Seen  time.Time
 	Epoch int
 	Dirty int64 `json:"dirty_bytes"`
 }
@@ -90,9 +91,15 @@ func TestTrackCheckpoint(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	<-time.After(600 * time.Millisecond)
-	if again, err := os.Stat(c.File); err != nil || !os.SameFile(info, again) {
-		t.Errorf("it was written anew, though nothing had changed: %v", err)
+	eventually(t, "it to be looked at again", func() bool {
+		again, err := os.Stat(c.File)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return again.ModTime().After(info.ModTime().Add(300 * time.Millisecond))
+	})
+	if again := s.saved(t, p, func(checkpointSaved) bool { return true }); !again.Time.Equal(c.Time) || !again.Seen.After(c.Time) {
+		t.Errorf("it was written anew, though nothing had changed: %+v, it was %+v", again, c)
 	}
 	// Nothing is cleared by it, and who takes the map may.
 	s.wantBlocks(t, 3, 7)
@@ -278,6 +285,61 @@ func TestTrackCheckpointRefuses(t *testing.T) {
 		t.Errorf("it said %q", p.said.String())
 	}
 	s.track(t, 0, nil, "stop", s.device)
+}
+
+// TestTrackCheckpointLost: pins that are gone are no stop. What there is of a
+// checkpoint stays, and whoever looks after the service hears of it.
+func TestTrackCheckpointLost(t *testing.T) {
+	s := newTrackStage(t)
+	p := s.checkpoints(t)
+	if err := os.RemoveAll(filepath.Join(s.bpffs, "failback")); err != nil {
+		t.Fatal(err)
+	}
+	code, said := p.wait(t), p.said.String()
+	if code != 3 || !strings.Contains(said, "it was not stopped in order") || !strings.Contains(said, "the last checkpoint is of 20") || !strings.Contains(said, "compare the volumes by hash") {
+		t.Errorf("exit code %d; it said %q", code, said)
+	}
+	s.says(t, 4, "there is a checkpoint of 20")
+}
+
+// TestTrackCheckpointOfSync: the tracker of a live sync ends with that, so nobody is to
+// rely on it.
+func TestTrackCheckpointOfSync(t *testing.T) {
+	s := newTrackStage(t)
+	target := filepath.Join(t.TempDir(), "target.img")
+	write(t, target, make([]byte, 8<<20))
+	s.killedLive(t, target)
+	p := s.track(t, 4, nil, "start", s.device, "--checkpoint", saves)
+	if !strings.Contains(p.said.String(), "it is tracked for a sync --live, and that ends with it") {
+		t.Errorf("it said %q", p.said.String())
+	}
+	s.says(t, 0, "for a sync --live; if none runs any more")
+	s.track(t, 0, nil, "stop", s.device)
+}
+
+// TestTrackCheckpointOnce: one process makes the checkpoints of a volume, and what one
+// that was killed has left behind goes.
+func TestTrackCheckpointOnce(t *testing.T) {
+	s := newTrackStage(t)
+	p := s.checkpoints(t)
+	q := s.track(t, 4, nil, "start", s.device, "--checkpoint", saves)
+	if !strings.Contains(q.said.String(), "another process makes checkpoints of it") {
+		t.Errorf("it said %q", q.said.String())
+	}
+	temp := s.saved(t, p, func(checkpointSaved) bool { return true }).File + ".tmp"
+	p.signal(t, syscall.SIGKILL)
+	p.wait(t)
+	write(t, temp, []byte("half of it"))
+	s.write(t, 3)
+	p = s.checkpoints(t)
+	s.saved(t, p, func(c checkpointSaved) bool { return c.Dirty == 4096 })
+	p.signal(t, syscall.SIGKILL)
+	p.wait(t)
+	write(t, temp, []byte("half of it"))
+	s.track(t, 0, nil, "stop", s.device)
+	if names, err := filepath.Glob(filepath.Join(s.state, "*.checkpoint*")); err != nil || len(names) > 0 {
+		t.Errorf("left: %v, %v", names, err)
+	}
 }
 
 // loopFile is the file behind a loop device.

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -11,8 +10,12 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/failback/failback"
 	"github.com/failback/failback/cbt"
@@ -31,7 +34,8 @@ import (
 type checkpoint struct {
 	File           string    `json:"file,omitempty"` // not in the file
 	Time           time.Time `json:"time"`
-	Epoch          cbt.Epoch `json:"epoch"` // since which it had every write then; 0: it could not be trusted
+	Seen           time.Time `json:"seen,omitzero"` // not in the file but its time: when this was so still
+	Epoch          cbt.Epoch `json:"epoch"`         // since which it had every write then; 0: it could not be trusted
 	DirtyBytes     int64     `json:"dirty_bytes"`
 	DiscardedBytes int64     `json:"discarded_bytes"`
 }
@@ -65,6 +69,9 @@ func readCheckpoint(path string) *checkpointHead {
 		return nil
 	}
 	h.File = path
+	if info, err := f.Stat(); err == nil && info.ModTime().After(h.Time) {
+		h.Seen = info.ModTime()
+	}
 	return &h
 }
 
@@ -80,8 +87,12 @@ func (r *trackRecord) left(record string) *checkpoint {
 
 // words says of a checkpoint what it is, and that it is not used.
 func (c *checkpoint) words(before string) string {
+	at := c.Time.Local().Format(time.DateTime)
+	if c.Seen.Sub(c.Time) > time.Second {
+		at += ", with nothing new until " + c.Seen.Local().Format(time.DateTime) + ","
+	}
 	return fmt.Sprintf("there is a checkpoint of %s with %s dirty and %s discarded (%s): it is of before %s, and what was written after it is not known, so it is not used",
-		c.Time.Local().Format(time.DateTime), humanBytes(c.DirtyBytes), humanBytes(c.DiscardedBytes), c.File, before)
+		at, humanBytes(c.DirtyBytes), humanBytes(c.DiscardedBytes), c.File, before)
 }
 
 // checkpointOf returns the checkpoint of a tracker that is at work, nil for none.
@@ -101,6 +112,42 @@ func (f *trackFlags) checkpointOf(s *ebpf.Status) *checkpoint {
 // the bitmap.
 const minCheckpoint = 100 * time.Millisecond
 
+// lockCheckpoint sees to it that there is only one process that makes checkpoints of
+// a volume: each would take what the other wrote for its own. The file stays.
+func lockCheckpoint(record, device string) (*os.File, error) {
+	if err := os.MkdirAll(filepath.Dir(record), 0o700); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(strings.TrimSuffix(record, ".track")+".lock", os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
+		return f, nil
+	}
+	f.Close()
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, &failback.RefusedError{Volume: device, Reason: "another process makes checkpoints of it", Next: "let that go on, or end it first"}
+	}
+	return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
+}
+
+// dropCheckpoint removes the checkpoint beside a record, and what is left of one that
+// was being written when its process was killed.
+func dropCheckpoint(record string) error {
+	path := checkpointBeside(record)
+	err := ignore(os.Remove(path), fs.ErrNotExist)
+	if _, none := os.Lstat(tempBeside(path)); none != nil {
+		return err
+	}
+	f, busy := lockCheckpoint(record, "")
+	if busy != nil { // it is being written
+		return err
+	}
+	defer f.Close()
+	return errors.Join(err, ignore(os.Remove(tempBeside(path)), fs.ErrNotExist))
+}
+
 // beside joins a tracker that is at work already, for its checkpoints only: its own
 // start was another command's. It returns the error that it was given where this
 // command wants more of it.
@@ -112,6 +159,9 @@ func (f *trackStartFlags) beside(identity, device string, tracked error) (*track
 	for _, s := range all {
 		if s.Identity != identity {
 			continue
+		}
+		if f.startedBySync(identity) {
+			return nil, &failback.RefusedError{Volume: device, Reason: "it is tracked for a sync --live, and that ends with it", Next: "let that sync end, or give it --keep-tracking; if it was killed, run failback track stop " + device + "; then run this again"}
 		}
 		other := ""
 		switch {
@@ -125,7 +175,7 @@ func (f *trackStartFlags) beside(identity, device string, tracked error) (*track
 		if other != "" {
 			return nil, &failback.RefusedError{Volume: device, Reason: "it is tracked already, " + other, Next: "leave --name and --block out to have checkpoints of that, or stop it first"}
 		}
-		if err := f.noteBeside(&s, device); err != nil {
+		if err := f.noteBeside(&s, device, func() (bool, error) { return f.tracked(&s) }); err != nil {
 			return nil, err
 		}
 		return &trackJSON{Schema: schemaTrack, Result: "tracked", Volumes: []trackVolume{f.volume(&s)}, number: s.Number}, nil
@@ -133,9 +183,16 @@ func (f *trackStartFlags) beside(identity, device string, tracked error) (*track
 	return nil, tracked
 }
 
+// tracked reports whether a recording goes on.
+func (f *trackFlags) tracked(of *ebpf.Status) (bool, error) {
+	all, err := ebpf.List(f.options())
+	return slices.ContainsFunc(all, func(s ebpf.Status) bool { return s.Number == of.Number && s.Started.Equal(of.Started) }), err
+}
+
 // noteBeside sees to it that the state directory knows that the volume is tracked,
-// for who reads the checkpoint after a crash. A record of this recording stays.
-func (f *trackFlags) noteBeside(s *ebpf.Status, device string) error {
+// for who reads the checkpoint after a crash. A record of this recording stays, and
+// so does one of its end: that may have come since it was seen at work.
+func (f *trackFlags) noteBeside(s *ebpf.Status, device string, tracked func() (bool, error)) error {
 	path, err := f.recordPath(s.Identity)
 	if err != nil {
 		return err
@@ -143,6 +200,11 @@ func (f *trackFlags) noteBeside(s *ebpf.Status, device string) error {
 	r, err := readRecord(path)
 	if err != nil || r != nil && r.State == stateTracking && r.Boot == bootID() {
 		return err
+	}
+	if r != nil && r.Stopped.After(s.Started) {
+		if on, err := tracked(); err != nil || !on {
+			return errors.Join(err, &failback.RefusedError{Volume: device, Reason: "somebody has just stopped tracking it", Next: "run the same command again"})
+		}
 	}
 	return recordOf(s, device).renew(path)
 }
@@ -168,6 +230,9 @@ func (a *app) checkpoints(ctx context.Context, f *trackStartFlags, j *trackJSON)
 		head: checkpointHead{Version: 1, Identity: v.Identity, Boot: bootID(), Started: v.Started},
 	}
 	c.disk = diskNow(c.number)
+	if c.began, err = readRecord(record); err != nil {
+		return err
+	}
 	j.every, j.path = c.every, c.path
 	if !a.json {
 		if err := a.showTrack(j); err != nil {
@@ -198,6 +263,7 @@ type checkpointer struct {
 	number, device string
 	disk           string // what the kernel calls the disk behind the number
 	record, path   string
+	began          *trackRecord // what the record was at first; nil: none
 	volume         *trackVolume // as it was last seen
 	head           checkpointHead
 	sum            [sha256.Size]byte // of the map that the file holds
@@ -265,6 +331,9 @@ func (c *checkpointer) save() (stopped bool, err error) {
 	m, s, err := c.look()
 	switch {
 	case errors.Is(err, ebpf.ErrNotTracked):
+		if err := c.ordered(); err != nil {
+			return false, err
+		}
 		return true, c.forget()
 	case err != nil:
 		return false, err
@@ -274,27 +343,76 @@ func (c *checkpointer) save() (stopped bool, err error) {
 	h := c.head
 	h.Epoch, m.Epoch = m.Epoch, 0 // see checkpoint
 	h.DirtyBytes, h.DiscardedBytes = m.Bytes()
-	var body bytes.Buffer
-	if _, err := m.WriteTo(&body); err != nil {
-		return false, err
-	}
-	sum := sha256.Sum256(body.Bytes())
-	if c.head.Time.IsZero() || sum != c.sum || h.Epoch != c.head.Epoch {
-		h.Time = time.Now().UTC()
-		line, err := json.Marshal(h)
-		if err != nil {
-			return false, err
-		}
-		if err := replaceFile(c.path, append(append(line, '\n'), body.Bytes()...)); err != nil {
-			return false, fmt.Errorf("write checkpoint: %w", err)
-		}
-		c.head, c.sum = h, sum
+	if err := c.write(h, m); err != nil {
+		return false, fmt.Errorf("write checkpoint: %w", err)
 	}
 	*c.volume = trackVolumeOf(*s)
 	now := c.head.checkpoint
 	now.File = c.path
 	c.volume.Checkpoint = &now
 	return false, nil
+}
+
+// write writes a checkpoint, or where it is the last one still only when that was
+// seen. The map is encoded twice rather than kept: it may be large.
+func (c *checkpointer) write(h checkpointHead, m *cbt.Map) error {
+	sum := sha256.New()
+	if _, err := m.WriteTo(sum); err != nil {
+		return err
+	}
+	now := time.Now().UTC()
+	if !c.head.Time.IsZero() && [sha256.Size]byte(sum.Sum(nil)) == c.sum && h.Epoch == c.head.Epoch {
+		c.head.Seen = now
+		return ignore(os.Chtimes(c.path, now, now), fs.ErrNotExist) // it was stopped: the next look says so
+	}
+	h.Time, h.Seen = now, time.Time{}
+	line, err := json.Marshal(h)
+	if err != nil {
+		return err
+	}
+	err = replaceBy(c.path, func(w io.Writer) error {
+		if _, err := w.Write(append(line, '\n')); err != nil {
+			return err
+		}
+		_, err := m.WriteTo(w)
+		return err
+	})
+	if err == nil {
+		c.head, c.sum = h, [sha256.Size]byte(sum.Sum(nil))
+	}
+	return err
+}
+
+// ordered returns nil if somebody has ended the recording: the record says so soon
+// after. Else it was lost, and nothing knows what is written from then on.
+func (c *checkpointer) ordered() error {
+	late := time.After(orderedTime)
+	for {
+		r, err := readRecord(c.record)
+		switch {
+		case err != nil:
+			return err
+		case r != nil && c.began != nil && (r.State != stateTracking || !r.Started.Equal(c.began.Started)):
+			return nil
+		}
+		select {
+		case <-time.After(orderedTime / 100):
+		case <-late:
+			return &lostError{c.device}
+		}
+	}
+}
+
+// orderedTime is how long who has ended a recording may take to note that: it saves
+// the map before.
+var orderedTime = 10 * time.Second
+
+// lostError says that a recording is no more, and that nobody has ended it.
+type lostError struct{ device string }
+
+// Error says what became of the recording.
+func (e *lostError) Error() string {
+	return e.device + " is not tracked any more, and it was not stopped in order: what the kernel has kept of it is gone"
 }
 
 // forget removes the checkpoint of a recording that was stopped: who stopped it has
@@ -304,10 +422,18 @@ func (c *checkpointer) forget() error {
 	if h == nil || !h.Started.Equal(c.head.Started) {
 		return nil
 	}
-	if err := os.Remove(c.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := ignore(os.Remove(c.path), fs.ErrNotExist); err != nil {
 		return fmt.Errorf("remove the checkpoint: %w", err)
 	}
 	return nil
+}
+
+// ignore is err, unless it is of that kind.
+func ignore(err, kind error) error {
+	if errors.Is(err, kind) {
+		return nil
+	}
+	return err
 }
 
 // goneError says that the device of a tracker is no more.
@@ -325,7 +451,11 @@ func (c *checkpointer) explain(err error) error {
 		state = "the last checkpoint is of " + c.head.Time.Local().Format(time.DateTime)
 	}
 	var gone *goneError
-	if errors.As(err, &gone) {
+	var lost *lostError
+	switch {
+	case errors.As(err, &lost):
+		return &outcomeError{err, state + ", and what was written since is not known", "run the same command again to have it tracked from then on, and compare the volumes by hash"}
+	case errors.As(err, &gone):
 		return &outcomeError{err, state, "end the recording (failback track stop " + c.device + "), and compare the volumes by hash when the device is back"}
 	}
 	return &outcomeError{err, c.device + " is tracked on; " + state, "see to that, then run the same command again"}

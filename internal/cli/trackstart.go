@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -181,6 +180,17 @@ func (a *app) trackStart(ctx context.Context, f *trackStartFlags, device string)
 	identity, err := f.checkStart(device)
 	if err != nil {
 		return err
+	}
+	if f.checkpoint > 0 {
+		record, err := f.recordPath(identity)
+		if err != nil {
+			return err
+		}
+		lock, err := lockCheckpoint(record, device)
+		if err != nil {
+			return err
+		}
+		defer lock.Close()
 	}
 	o := f.options()
 	o.Block, o.Name, o.Identity = int64(f.block), f.name, identity
@@ -371,7 +381,7 @@ func (a *app) trackStop(ctx context.Context, f *trackFlags, arg string) error {
 	if err := errors.Join(m.Save(mapBeside(record)), r.renew(record)); err != nil {
 		return &outcomeError{err, s.Device + " is not tracked any more, and what was dirty is not known", "compare the volumes by hash"}
 	}
-	if err := os.Remove(checkpointBeside(record)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := dropCheckpoint(record); err != nil {
 		fmt.Fprintf(a.stderr, "note: a checkpoint is left, which nothing uses any more: %v\n", err)
 	}
 	saved := &savedMap{File: mapBeside(record), Trusted: m.Epoch > 0, Reason: "it was stopped in order", Stopped: r.Stopped}
