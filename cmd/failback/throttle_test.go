@@ -211,6 +211,79 @@ func TestThrottleKilled(t *testing.T) {
 	}
 }
 
+// keeper is the process that looks after the limit of a sync.
+func (s *throttleStage) keeper(t *testing.T, p *process) int {
+	t.Helper()
+	for _, pid := range holders(t, s.bin) {
+		if comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); err == nil && string(comm) == "fbk-slow\n" && pid != p.cmd.Process.Pid {
+			return pid
+		}
+	}
+	t.Fatalf("no process looks after the limit; it said:\n%s", p.said.String())
+	return 0
+}
+
+// TestThrottleKeeperKilled: the limit begins anew, and the user is told.
+func TestThrottleKeeperKilled(t *testing.T) {
+	s := newThrottleStage(t, 80<<20, "")
+	p := s.sync(t, s.group+"=4MiB/s", "--limit", "8MiB/s")
+	eventually(t, "the writers to be slowed down; it said "+p.said.String(), func() bool { return s.limit(t) == strconv.Itoa(4<<20) })
+	if err := syscall.Kill(s.keeper(t, p), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if code := p.wait(t); code != 0 {
+		t.Fatalf("exit code %d; it said:\n%s", code, p.said.String())
+	}
+	if said := p.said.String(); !strings.Contains(said, "the process that looks after it is gone: it begins anew") || strings.Count(said, "is slowed down to 4.0 MiB/s") != 2 {
+		t.Errorf("it said:\n%s", said)
+	}
+	if got := s.limit(t); got != "max" {
+		t.Errorf("the limit is %s (L6)", got)
+	}
+	if !bytes.Equal(read(t, s.target), read(t, filepath.Join(s.dir, "paused"))) {
+		t.Error("the target is not what the source was when its writers were at rest")
+	}
+}
+
+// TestThrottleBothKilled: a limit that is left where both were killed is taken away by
+// the next sync, which does not take it for the user's own. One at a time slows a group
+// down.
+func TestThrottleBothKilled(t *testing.T) {
+	const former = 30 << 20
+	s := newThrottleStage(t, 100<<20, strconv.Itoa(former))
+	p := s.sync(t, s.group+"=5MiB/s", "--limit", "8MiB/s")
+	eventually(t, "the writers to be slowed down; it said "+p.said.String(), func() bool { return s.limit(t) == strconv.Itoa(5<<20) })
+	keeper := s.keeper(t, p)
+	if err := syscall.Kill(keeper, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	target := s.target
+	s.target = filepath.Join(s.dir, "another.img")
+	write(t, s.target, make([]byte, 8<<20))
+	q := s.sync(t, s.group)
+	s.target = target
+	if code := q.wait(t); code != 4 || !strings.Contains(q.said.String(), "another failback slows down") {
+		t.Errorf("exit code %d; it said:\n%s", code, q.said.String())
+	}
+	p.signal(t, syscall.SIGKILL)
+	p.wait(t)
+	if err := syscall.Kill(keeper, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the keeper to be gone", func() bool { return len(holders(t, s.bin)) == 0 })
+	if err := os.RemoveAll(filepath.Join(s.dir, "rest")); err != nil || s.limit(t) != strconv.Itoa(5<<20) {
+		t.Fatalf("the limit is %s, %v", s.limit(t), err)
+	}
+	p = s.sync(t, s.group, "--limit", "8MiB/s")
+	eventually(t, "the limit to be what it was", func() bool { return s.limit(t) == strconv.Itoa(former) })
+	p.signal(t, syscall.SIGTERM)
+	p.wait(t)
+	if said := p.said.String(); !strings.Contains(said, "was still slowed down to 5.0 MiB/s by a sync that was killed: that limit is taken away") {
+		t.Errorf("it said:\n%s", said)
+	}
+	eventually(t, "the limit to be what it was", func() bool { return s.limit(t) == strconv.Itoa(former) })
+}
+
 // What cannot be slowed down is refused before anything is touched.
 func TestThrottleRefuses(t *testing.T) {
 	s := newTrackStage(t)

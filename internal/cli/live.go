@@ -2,8 +2,6 @@ package cli
 
 import (
 	"context"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -11,12 +9,10 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/cespare/xxhash/v2"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
 	"github.com/failback/failback"
-	"github.com/failback/failback/cbt"
 	"github.com/failback/failback/cbt/ebpf"
 	"github.com/failback/failback/internal/quiesce"
 	"github.com/failback/failback/transport/dial"
@@ -89,7 +85,7 @@ type liveSync struct {
 }
 
 // begin checks how the writers are brought to rest, and tracks the source.
-func (l *liveFlags) begin(ctx context.Context, u *ui, s *syncFlags, src, dst *side) (*liveSync, error) {
+func (l *liveFlags) begin(ctx context.Context, u *ui, s *syncFlags, src, dst *side) (begun *liveSync, err error) {
 	if info, err := os.Stat(src.arg); err != nil {
 		return nil, err
 	} else if info.Mode().IsRegular() {
@@ -105,10 +101,14 @@ func (l *liveFlags) begin(ctx context.Context, u *ui, s *syncFlags, src, dst *si
 	if err := v.plan.Outside(v.written(s, dst)...); err != nil {
 		return nil, err
 	}
-	var err error
 	if v.brake, err = newBrake(u, &l.throttle, src.arg); err != nil {
 		return nil, err
 	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, v.brake.end())
+		}
+	}()
 	if v.point, err = newPoint(&s.fall.place, src.disk, dst.arg); err != nil {
 		return nil, err
 	}
@@ -125,6 +125,9 @@ func (l *liveFlags) begin(ctx context.Context, u *ui, s *syncFlags, src, dst *si
 	case l.still && untrackable(err) && ctx.Err() == nil:
 		v.untold = fmt.Sprintf("%s cannot be tracked (%v)", src.arg, err)
 		u.note(v.untold + ": its writers rest all the time")
+		if v.brake != nil {
+			u.note("so nobody is slowed down (--throttle)")
+		}
 		return v, nil
 	}
 	return nil, l.refuse(src.arg, err)
@@ -270,7 +273,7 @@ func (v *liveSync) sync(ctx context.Context, src, dst *side, o failback.Options)
 	if v.flags.freeze != "" {
 		o.Live.Rest = freezeTime
 		o.Live.Flush = func(ctx context.Context) error {
-			return abandon(ctx, func() error { return syncFS(v.flags.freeze) })
+			return v.flush(ctx, func() error { return syncFS(v.flags.freeze) })
 		}
 	}
 	return failback.Sync(ctx, src.Side, dst.Side, o)
@@ -292,6 +295,27 @@ func abandon(ctx context.Context, do func() error) error {
 		return ctx.Err()
 	}
 }
+
+// flush has the file system write out what it holds. Where the writers are slowed
+// down what is theirs comes out at that rate, which may take hours: as before the
+// pause, there is an end to that.
+func (v *liveSync) flush(ctx context.Context, sync func() error) error {
+	said := time.AfterFunc(slowFlush, func() { v.u.note("waiting for " + v.flags.freeze + " to write out what it holds") })
+	defer said.Stop()
+	if v.brake == nil || v.brake.limit == nil {
+		return abandon(ctx, sync)
+	}
+	bounded, cancel := context.WithTimeout(ctx, v.flags.step)
+	defer cancel()
+	err := abandon(bounded, sync)
+	if err != nil && bounded.Err() != nil && ctx.Err() == nil {
+		err = fmt.Errorf("what %s has in the page cache was not written out within %v (--quiesce-timeout), for it is slowed down: see that it has less there (memory.high), or give it a higher rate", v.brake.name, v.flags.step)
+	}
+	return err
+}
+
+// slowFlush is how long a flush takes of which the user is told.
+var slowFlush = 5 * time.Second
 
 func syncFS(mount string) error {
 	f, err := os.Open(mount)
@@ -406,81 +430,4 @@ func (v *liveSync) round(r failback.Round) {
 		}
 	}
 	v.u.note(text)
-}
-
-// A pointFile says since which epoch the tracker of a volume holds all in which a
-// target differs. It is small, and replaced as a whole.
-type pointFile struct {
-	path string
-	now  syncPoint
-}
-
-// syncPoint is the content of a pointFile.
-type syncPoint struct {
-	Schema string    `json:"schema"`
-	Source string    `json:"source"` // identity
-	Target string    `json:"target"` // as it was given
-	Epoch  cbt.Epoch `json:"epoch"`
-	After  string    `json:"session"`
-	Left   string    `json:"target_stamp"` // of the target then
-	Time   time.Time `json:"time"`
-}
-
-const schemaPoint = "failback.point/1"
-
-func newPoint(place *placeFlags, d *failback.Disk, target string) (*pointFile, error) {
-	dir, err := place.stateDir()
-	if err != nil {
-		return nil, err
-	}
-	name := fmt.Sprintf("%016x.point", xxhash.Sum64String(d.Identity()))
-	return &pointFile{path: filepath.Join(dir, name), now: syncPoint{Schema: schemaPoint, Source: d.Identity(), Target: target}}, nil
-}
-
-// load adds what the file says to l, or says why that is nothing. What cannot be
-// read is as good as none: both sides are compared then.
-func (p *pointFile) load(l *failback.Live) (unsynced string) {
-	b, err := os.ReadFile(p.path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return ""
-	}
-	var was syncPoint
-	var session []byte
-	if err == nil {
-		err = json.Unmarshal(b, &was)
-	}
-	if err == nil {
-		session, err = hex.DecodeString(was.After)
-	}
-	switch {
-	case err != nil, was.Schema != schemaPoint, len(session) != len(l.After), [16]byte(session) == [16]byte{}, was.Epoch == 0:
-		return fmt.Sprintf("the sync point in %s cannot be read", p.path)
-	case was.Source != p.now.Source:
-		return fmt.Sprintf("the sync point in %s is of another source, %s", p.path, was.Source)
-	case was.Target != p.now.Target:
-		return fmt.Sprintf("its last live sync was with another target, %s", was.Target)
-	}
-	l.Since, l.After, l.Left = was.Epoch, [16]byte(session), was.Left
-	return ""
-}
-
-// save makes what l says durable.
-func (p *pointFile) save(l *failback.Live) error {
-	p.now.Epoch, p.now.After, p.now.Left, p.now.Time = l.Since, hex.EncodeToString(l.After[:]), l.Left, time.Now().UTC()
-	b, err := json.Marshal(p.now)
-	if err != nil {
-		return err
-	}
-	if err := replaceFile(p.path, append(b, '\n')); err != nil {
-		return fmt.Errorf("keep the sync point: %w", err)
-	}
-	return nil
-}
-
-// forget removes the file: its epoch will never be the tracker's again.
-func (p *pointFile) forget() error {
-	if err := os.Remove(p.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("forget the sync point: %w", err)
-	}
-	return nil
 }

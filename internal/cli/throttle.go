@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 
 	"github.com/spf13/cobra"
 
@@ -51,14 +52,18 @@ func (f *throttleFlag) Type() string { return "CGROUP" }
 
 // brake slows down the writers of a live sync.
 type brake struct {
-	u     *ui
-	disk  string // number
-	name  string // of the group, as it was given
-	rate  int64  // that the user wants first, bytes a second; 0: what the session wants
-	fresh bool   // that is yet to come
-	begin func() (writersLimit, error)
+	u      *ui
+	name   string // of the group, as it was given
+	device string
+	disk   string // number
+	rate   int64  // that the user wants first, bytes a second; 0: what the session wants
+	fresh  bool   // that is yet to come
+	begin  func() (writersLimit, error)
+	told   int64           // what the user was told that they are slowed down to
+	group  *throttle.Group // claimed; nil: it is to be found anew
+
+	mu    sync.Mutex   // held where limit is changed, and where another goroutine reads it
 	limit writersLimit // nil: nobody was slowed down yet
-	told  int64        // what the user was told that they are slowed down to
 }
 
 // writersLimit is a [throttle.Limit].
@@ -74,15 +79,41 @@ func newBrake(u *ui, f *throttleFlag, device string) (*brake, error) {
 	if f.group == "" {
 		return nil, nil
 	}
-	g, err := throttle.Find(f.group, device)
-	if err != nil {
+	b := &brake{u: u, name: f.group, device: device, rate: int64(f.rate), fresh: true}
+	b.begin = b.look
+	if err := b.find(); err != nil {
 		return nil, err
 	}
-	if g.Direct {
+	if b.group.Direct {
 		u.note(fmt.Sprintf("note: the memory controller is not on in %s: of what its processes write through the page cache nothing would be slowed down", f.group))
 	}
-	begin := func() (writersLimit, error) { return g.Begin() }
-	return &brake{u: u, disk: g.Disk, name: f.group, rate: int64(f.rate), fresh: true, begin: begin}, nil
+	return b, nil
+}
+
+// find sees to it that nobody else slows the group down, nor has left it slow.
+func (b *brake) find() error {
+	g, err := throttle.Find(b.name, b.device)
+	if err != nil {
+		return err
+	}
+	undone, err := g.Claim()
+	if undone > 0 {
+		b.u.note(fmt.Sprintf("note: what %s writes to %s was still slowed down to %s/s by a sync that was killed: that limit is taken away", b.name, g.Disk, humanBytes(undone)))
+	}
+	if err == nil {
+		b.group, b.disk = g, g.Disk
+	}
+	return err
+}
+
+// look begins a limit.
+func (b *brake) look() (writersLimit, error) {
+	if b.group == nil {
+		if err := b.find(); err != nil {
+			return nil, fmt.Errorf("find it anew: %v", err) // no refusal: the session runs
+		}
+	}
+	return b.group.Begin()
 }
 
 // slow is what a session asks for, see [failback.Live].
@@ -97,14 +128,14 @@ func (b *brake) slow(ctx context.Context, rate int64) (int64, error) {
 		rate = b.rate
 	}
 	b.fresh = false
-	if b.limit == nil {
-		l, err := b.begin()
-		if err != nil {
-			return 0, err
+	now, err := b.set(ctx, rate)
+	if errors.Is(err, throttle.ErrGone) && ctx.Err() == nil {
+		b.u.note(fmt.Sprintf("note: %v: it begins anew", err))
+		if err = b.end(); err == nil {
+			now, err = b.set(ctx, rate)
 		}
-		b.limit = l
+		b.told = 0
 	}
-	now, err := b.limit.Set(ctx, rate)
 	if err = errors.Join(err, ctx.Err()); err != nil {
 		b.lift()
 		return 0, err
@@ -116,25 +147,59 @@ func (b *brake) slow(ctx context.Context, rate int64) (int64, error) {
 		return now, nil
 	}
 	b.told = now
-	b.u.note(fmt.Sprintf("what %s writes to the disk of the source (%s) is slowed down to %s/s, until this sync ends", b.name, b.disk, humanBytes(now)))
+	text := fmt.Sprintf("what %s writes to the disk of the source (%s) is slowed down to %s/s, until this sync ends", b.name, b.disk, humanBytes(now))
+	if now < rate {
+		text = fmt.Sprintf("what %s writes to the disk of the source (%s) keeps to a limit of its own, %s/s", b.name, b.disk, humanBytes(now))
+	}
+	b.u.note(text)
 	return now, nil
+}
+
+// set begins the limit where there is none yet.
+func (b *brake) set(ctx context.Context, rate int64) (int64, error) {
+	if b.limit == nil {
+		l, err := b.begin()
+		if err != nil {
+			return 0, err
+		}
+		b.mu.Lock()
+		b.limit = l
+		b.mu.Unlock()
+	}
+	return b.limit.Set(ctx, rate)
 }
 
 // lift lets the writers be as they were until the session asks again. It is called
 // when they are about to come to rest: what they still have to write out then is
 // waited for. It does not wait.
 func (b *brake) lift() {
-	if b.limit != nil {
-		b.limit.Lift()
+	b.mu.Lock()
+	l := b.limit
+	b.mu.Unlock()
+	if l != nil {
+		l.Lift()
 	}
 }
 
 // end lets them be as they were for good.
 func (b *brake) end() error {
-	if b == nil || b.limit == nil {
+	if b == nil {
 		return nil
 	}
-	return b.limit.End()
+	var err error
+	if b.limit != nil {
+		err = b.limit.End()
+	}
+	if b.group != nil {
+		err = errors.Join(err, b.group.Release())
+	}
+	if err != nil {
+		return err // also the next time
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.limit, b.group = nil, nil
+	return nil
 }
 
 // throttleCommand is the process that looks after a limit. Only failback itself

@@ -4,12 +4,15 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/failback/failback/internal/throttle"
 )
 
 // limited is a limit that notes what becomes of it.
@@ -58,7 +61,8 @@ func TestBrake(t *testing.T) {
 	if want := []int64{1000, 600, 300, -1, 1000, 400, -2}; !slices.Equal(l.did, want) || begun != 1 {
 		t.Errorf("it did %v, want %v; begun %d times", l.did, want, begun)
 	}
-	if n := strings.Count(said.String(), "what db writes to the disk of the source (8:0) is slowed down to 600 B/s"); n != 2 || strings.Count(said.String(), "\n") != 4 {
+	own, slow := strings.Count(said.String(), "(8:0) keeps to a limit of its own, 600 B/s"), strings.Count(said.String(), "what db writes to the disk of the source (8:0) is slowed down to ")
+	if own != 2 || slow != 2 || strings.Count(said.String(), "\n") != 4 {
 		t.Errorf("it said:\n%s", said.String())
 	}
 	if err := (&liveSync{brake: b}).end(t.Context()); !errors.Is(err, errKilled) {
@@ -72,6 +76,81 @@ func TestBrake(t *testing.T) {
 	b = &brake{u: b.u, begin: func() (writersLimit, error) { return nil, errKilled }}
 	if _, err := b.slow(t.Context(), 5); !errors.Is(err, errKilled) || b.end() != nil {
 		t.Errorf("one that cannot be begun: %v", err)
+	}
+}
+
+// lost is a limit that does not hold any more after so many calls.
+type lost struct {
+	limited
+	after int
+	left  error // what its end returns
+}
+
+func (l *lost) Set(ctx context.Context, rate int64) (int64, error) {
+	if l.after--; l.after < 0 {
+		return 0, fmt.Errorf("%w: it was killed", throttle.ErrGone)
+	}
+	return l.limited.Set(ctx, rate)
+}
+
+func (l *lost) End() error {
+	l.did = append(l.did, -2)
+	return l.left
+}
+
+// TestBrakeLost: a limit that does not hold any more begins anew, and the user is told;
+// not where the old one could not be taken away.
+func TestBrakeLost(t *testing.T) {
+	a, b, c := &lost{after: 1}, &lost{after: 1, left: errKilled}, &lost{}
+	next := []writersLimit{a, b, c}
+	var said bytes.Buffer
+	k := &brake{u: &ui{w: &said}, name: "db", disk: "8:0", fresh: true, begin: func() (l writersLimit, err error) {
+		l, next = next[0], next[1:]
+		return l, nil
+	}}
+	for range 2 {
+		if got, err := k.slow(t.Context(), 500); got != 500 || err != nil {
+			t.Fatal(got, err)
+		}
+	}
+	if !slices.Equal(a.did, []int64{500, -2}) || !slices.Equal(b.did, []int64{500}) {
+		t.Errorf("the first did %v, the second %v", a.did, b.did)
+	}
+	if text := said.String(); strings.Count(text, "is slowed down to 500 B/s") != 2 || !strings.Contains(text, "it was killed: it begins anew") {
+		t.Errorf("it said:\n%s", text)
+	}
+	if _, err := k.slow(t.Context(), 500); !errors.Is(err, errKilled) || len(c.did) > 0 {
+		t.Errorf("%v, and the third did %v", err, c.did)
+	}
+	if err := k.end(); !errors.Is(err, errKilled) {
+		t.Errorf("in the end: %v", err)
+	}
+}
+
+// TestFlush: the page cache of writers that are slowed down is not waited for for ever.
+func TestFlush(t *testing.T) {
+	defer func(d time.Duration) { slowFlush = d }(slowFlush)
+	slowFlush = time.Millisecond
+	block := make(chan struct{})
+	defer close(block)
+	hang := func() error { <-block; return nil }
+	var said bytes.Buffer
+	v := &liveSync{u: &ui{w: &said}, flags: &liveFlags{freeze: "/srv", step: 50 * time.Millisecond}, brake: &brake{name: "db", limit: &limited{}}}
+	if err := v.flush(t.Context(), hang); err == nil || !strings.Contains(err.Error(), "what db has in the page cache was not written out within 50ms (--quiesce-timeout)") {
+		t.Errorf("slowed down: %v", err)
+	}
+	if !strings.Contains(said.String(), "waiting for /srv to write out") {
+		t.Errorf("it said %q", said.String())
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := v.flush(ctx, hang); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
+	}
+	// It is the limit that makes it take for ever.
+	v.brake, v.flags.step = nil, 1
+	if err := v.flush(t.Context(), func() error { <-time.After(20 * time.Millisecond); return errKilled }); err != errKilled {
+		t.Errorf("as they are: %v", err)
 	}
 }
 

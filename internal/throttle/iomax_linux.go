@@ -24,8 +24,9 @@ import (
 // group is named by its open directory: one that is made anew under the name is
 // another.
 type ioMax struct {
-	dir  *os.File
-	disk string
+	dir   *os.File
+	disk  string
+	claim *claim // where it is noted what there is to undo
 }
 
 // noLimit is where the line, or the file, says none.
@@ -133,6 +134,10 @@ func (s *state) set(m ioMax, limit int64) error {
 	if limit == s.Now {
 		return nil
 	}
+	// What is there now is ours, too, or the former.
+	if err := m.claim.write(&note{Group: m.dir.Name(), Former: s.Former, Ours: []int64{s.Now, limit}}); err != nil {
+		return fmt.Errorf("note what there is to undo: %w", err)
+	}
 	if err := m.write(limit); err != nil {
 		return err
 	}
@@ -149,8 +154,10 @@ func (s *state) restore(m ioMax, ours ...int64) error {
 		}
 	}
 	if gone(err) {
-		s.Now = s.Former
-		return nil
+		s.Now, err = s.Former, nil
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return m.claim.write(nil)
 }

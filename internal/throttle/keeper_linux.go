@@ -3,7 +3,6 @@ package throttle
 import (
 	"bufio"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -17,18 +16,23 @@ import (
 // and takes it away again when the parent ends, in whatever way: then there are no
 // more orders. It is in a session of its own, under a name of its own, and not
 // killed for its memory. When it is gone without having done that its parent does
-// it. So the limit stays only if both are killed at the same moment.
+// it. So the limit stays only if both are killed at the same moment, until the next
+// [Group.Claim].
 
 // keeperName is what the process goes by: killing ours by name does not match it.
 const keeperName = "fbk-slow"
 
-// dirFD is where the directory of the group is inherited.
-const dirFD = 3
+// Where the directory of the group and the file of the claim are inherited.
+const (
+	dirFD   = 3
+	claimFD = 4
+)
 
 // task is what a keeper is told first.
 type task struct {
 	Disk string `json:"disk"`
-	Dir  string `json:"dir"` // its name, for errors
+	Dir  string `json:"dir"`  // its name, for errors
+	Path string `json:"path"` // of the file of the claim
 }
 
 // order is one wish of the parent's.
@@ -91,8 +95,8 @@ func Serve(stdin io.Reader, stdout io.Writer) error {
 	if err := hear(in, &t); err != nil {
 		return fmt.Errorf("read task: %w", err)
 	}
-	unix.CloseOnExec(dirFD)
-	k := &keeper{max: ioMax{dir: os.NewFile(dirFD, t.Dir), disk: t.Disk}, parent: stdout}
+	held := &claim{file: os.NewFile(claimFD, t.Path), path: t.Path}
+	k := &keeper{max: ioMax{dir: os.NewFile(dirFD, t.Dir), disk: t.Disk, claim: held}, parent: stdout}
 	now, err := k.max.read()
 	if err != nil {
 		return fmt.Errorf("read io.max: %w", err)
@@ -120,13 +124,13 @@ type keeper struct {
 	parent io.Writer
 }
 
-// say tells the parent what came of something. One that is gone is why we are here.
-func (k *keeper) say(number int, err error) {
+// say tells the parent what came of something, and reports whether it is there.
+func (k *keeper) say(number int, err error) bool {
 	k.word.Number, k.word.Failed, k.word.Gone = number, "", gone(err)
 	if err != nil {
 		k.word.Failed = err.Error()
 	}
-	_ = tell(k.parent, k.word)
+	return tell(k.parent, k.word) == nil
 }
 
 func (k *keeper) serve(orders <-chan order, signals <-chan os.Signal) {
@@ -134,7 +138,9 @@ func (k *keeper) serve(orders <-chan order, signals <-chan os.Signal) {
 		select {
 		case o, ok := <-orders:
 			if !ok {
-				k.end()
+				if left, told := k.end(); !told {
+					k.alone(left, signals)
+				}
 				return
 			}
 			if o.Limit == noLimit {
@@ -145,7 +151,7 @@ func (k *keeper) serve(orders <-chan order, signals <-chan os.Signal) {
 		case got := <-signals:
 			if got != unix.SIGPIPE {
 				k.word.Why = "its keeper got a signal: " + got.String()
-				k.end()
+				_, _ = k.end() // its parent looks after what is left
 				return
 			}
 		}
@@ -157,11 +163,28 @@ var restoreTime = 2 * time.Second
 
 const restorePause = 50 * time.Millisecond
 
-// end takes the limit away.
-func (k *keeper) end() {
+// end takes the limit away, and reports whether it is left, and whether the parent was
+// there to be told so.
+func (k *keeper) end() (left, told bool) {
 	err := k.word.restoreAgain(k.max)
 	k.word.Ended = true
-	k.say(0, err)
+	return err != nil, k.say(0, err)
+}
+
+// alone does what the parent would, were it there: it tries on until the limit is
+// away or the machine goes down, and gives the claim up.
+func (k *keeper) alone(left bool, signals <-chan os.Signal) {
+	for pause := restoreTime / 2; left; pause = min(2*pause, time.Minute) {
+		select {
+		case <-time.After(pause):
+		case got := <-signals:
+			if got != unix.SIGPIPE {
+				return // it stays noted
+			}
+		}
+		left = k.word.restore(k.max) != nil
+	}
+	_ = k.max.claim.remove() // or it is an empty file, which harms nobody
 }
 
 // restoreAgain is restore, tried until it succeeds or for restoreTime.
@@ -176,24 +199,9 @@ func (s *state) restoreAgain(m ioMax, ours ...int64) error {
 		select {
 		case <-time.After(restorePause):
 		case <-late.C:
-			return &leftError{m, s.Former, err}
+			return err
 		}
 	}
 }
 
-// leftError says that a limit is still in force.
-type leftError struct {
-	max    ioMax
-	former int64
-	err    error
-}
-
-// Error says what to do by hand.
-func (e *leftError) Error() string {
-	return fmt.Sprintf("take the limit of %s away: %v; do it by hand: echo %q > %s/io.max", e.max.dir.Name(), e.err, e.max.order(e.former), e.max.dir.Name())
-}
-
-// Unwrap returns the kernel's error.
-func (e *leftError) Unwrap() error { return e.err }
-
-var errKeeperGone = errors.New("the process that looks after the limit is gone")
+var errKeeperGone = fmt.Errorf("%w: the process that looks after it is gone", ErrGone)

@@ -24,13 +24,16 @@ const enough = 20 * time.Second
 // parent that tests kill.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "throttle" {
+		if text := os.Getenv(restoreEnv); text != "" {
+			restoreTime, _ = time.ParseDuration(text)
+		}
 		if err := Serve(os.Stdin, os.Stdout); err != nil {
 			os.Exit(3)
 		}
 		os.Exit(0)
 	}
-	if len(os.Args) > 3 && os.Args[1] == "parent" {
-		os.Exit(parent(os.Args[2], os.Args[3]))
+	if len(os.Args) > 4 && os.Args[1] == "parent" {
+		os.Exit(parent(os.Args[2], os.Args[3], os.Args[4]))
 	}
 	if len(os.Args) > 3 && os.Args[1] == "writer" {
 		fmt.Println(writer(os.Args[2], os.Args[3] == "true"))
@@ -39,12 +42,24 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// restoreEnv is how long a keeper that a test starts tries to take a limit away
+// while there is somebody to tell.
+const restoreEnv = "FAILBACK_TEST_RESTORE"
+
+// claimsIn is where the claims of a test lie whose group is made up: beside it.
+func claimsIn(dir string) string { return filepath.Join(filepath.Dir(dir), "claims") }
+
 // parentRate is what a parent slows its group down to, bytes a second.
 const parentRate = 1000000
 
 // parent slows down a group, says so, and waits to be killed.
-func parent(dir, disk string) int {
-	l, err := Group{Dir: dir, Disk: disk}.Begin()
+func parent(dir, disk, claims string) int {
+	g := &Group{Dir: dir, Disk: disk, claims: claims}
+	_, err := g.Claim()
+	var l *Limit
+	if err == nil {
+		l, err = g.Begin()
+	}
 	if err == nil {
 		_, err = l.Set(context.Background(), parentRate)
 	}
@@ -99,7 +114,12 @@ func want(t *testing.T, dir, text string) {
 
 func begin(t *testing.T, dir string) *Limit {
 	t.Helper()
-	l, err := Group{Dir: dir, Disk: "7:3"}.Begin()
+	return beginOf(t, claimed(t, dir))
+}
+
+func beginOf(t *testing.T, g *Group) *Limit {
+	t.Helper()
+	l, err := g.Begin()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -108,6 +128,19 @@ func begin(t *testing.T, dir string) *Limit {
 		_ = l.End()
 	})
 	return l
+}
+
+func groupOf(dir string) *Group { return &Group{Dir: dir, Disk: "7:3", claims: claimsIn(dir)} }
+
+// claimed is a group that nobody else limits, until the test is over.
+func claimed(t *testing.T, dir string) *Group {
+	t.Helper()
+	g := groupOf(dir)
+	if undone, err := g.Claim(); err != nil || undone != 0 {
+		t.Fatal(undone, err)
+	}
+	t.Cleanup(func() { _ = g.Release() })
+	return g
 }
 
 func set(t *testing.T, l *Limit, rate, holds int64) {
@@ -125,9 +158,10 @@ func end(t *testing.T, l *Limit) {
 }
 
 // startParent starts one and returns it with the process that looks after its limit.
-func startParent(t *testing.T, dir, disk string) (c *exec.Cmd, keeper int) {
+func startParent(t *testing.T, dir, disk, claims string) (c *exec.Cmd, keeper int) {
 	t.Helper()
-	c = exec.Command("/proc/self/exe", "parent", dir, disk)
+	c = exec.Command("/proc/self/exe", "parent", dir, disk, claims)
+	c.Env = append(os.Environ(), restoreEnv+"=100ms")
 	var complaints bytes.Buffer
 	c.Stderr = &complaints
 	in, err := c.StdinPipe()

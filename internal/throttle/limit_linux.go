@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -23,19 +24,24 @@ type Limit struct {
 
 	mu    sync.Mutex
 	given []int64       // the limits that were ordered, order 1 first
+	done  int           // orders that were answered
 	word  word          // the keeper's last
 	heard chan struct{} // closed, and made anew, with each word
 	end   error         // set before over is closed: the limit may still be in force
 	asked bool          // it is to end, or has
 }
 
-// Begin starts the process that looks after a limit. Nothing is limited yet.
-func (g Group) Begin() (*Limit, error) {
+// Begin starts the process that looks after a limit of a group that is claimed.
+// Nothing is limited yet.
+func (g *Group) Begin() (*Limit, error) {
+	if g.claim == nil {
+		return nil, fmt.Errorf("limit what is written: %s is not claimed", g.Dir)
+	}
 	dir, err := os.OpenFile(g.Dir, os.O_RDONLY|syscall.O_DIRECTORY, 0)
 	if err != nil {
 		return nil, err
 	}
-	l := &Limit{max: ioMax{dir: dir, disk: g.Disk}, over: make(chan struct{}), heard: make(chan struct{})}
+	l := &Limit{max: ioMax{dir: dir, disk: g.Disk, claim: g.claim}, over: make(chan struct{}), heard: make(chan struct{})}
 	if err := l.start(g); err != nil {
 		dir.Close()
 		return nil, fmt.Errorf("start the keeper of a limit: %w", err)
@@ -43,7 +49,7 @@ func (g Group) Begin() (*Limit, error) {
 	return l, nil
 }
 
-func (l *Limit) start(g Group) error {
+func (l *Limit) start(g *Group) error {
 	now, err := l.max.read()
 	if err != nil {
 		return err
@@ -56,7 +62,7 @@ func (l *Limit) start(g Group) error {
 	l.cmd = exec.Command(program)
 	l.cmd.Args = []string{keeperName, "throttle"}
 	l.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	l.cmd.ExtraFiles = []*os.File{l.max.dir}
+	l.cmd.ExtraFiles = []*os.File{l.max.dir, g.claim.file}
 	if l.orders, err = l.cmd.StdinPipe(); err != nil {
 		return err
 	}
@@ -71,7 +77,7 @@ func (l *Limit) start(g Group) error {
 		return err
 	}
 	in := lines(said)
-	if err := errors.Join(tell(l.orders, task{Disk: g.Disk, Dir: g.Dir}), l.hello(in)); err != nil {
+	if err := errors.Join(tell(l.orders, task{Disk: g.Disk, Dir: g.Dir, Path: g.claim.path}), l.hello(in)); err != nil {
 		l.orders.Close()
 		said.Close()
 		_ = l.cmd.Wait() // it has done nothing yet
@@ -100,7 +106,7 @@ func (l *Limit) follow(in *bufio.Scanner, said io.Closer) {
 			break
 		}
 		l.mu.Lock()
-		l.word = w
+		l.word, l.done = w, max(l.done, w.Number)
 		close(l.heard)
 		l.heard = make(chan struct{})
 		l.mu.Unlock()
@@ -109,14 +115,19 @@ func (l *Limit) follow(in *bufio.Scanner, said io.Closer) {
 	_ = l.cmd.Process.Kill() // one that speaks no sense
 	_ = l.cmd.Wait()         // what counts is what it has said
 	l.mu.Lock()
-	w, given := l.word, l.given
+	// What was answered is in the word, and undoing is to make it what it was.
+	w, ours := l.word, slices.DeleteFunc(slices.Clone(l.given[l.done:]), func(n int64) bool { return n == noLimit })
 	l.asked = true
 	l.mu.Unlock()
+	var left error
 	switch {
 	case !w.Ended:
-		l.end = w.restoreAgain(l.max, given...)
+		left = w.restoreAgain(l.max, ours...)
 	case w.Failed != "":
-		l.end = errors.New(w.Failed)
+		left = errors.New(w.Failed)
+	}
+	if left != nil {
+		l.end = &LeftError{Group: l.max.dir.Name(), Order: l.max.order(w.Former), Err: left}
 	}
 	_ = l.orders.Close()
 	_ = l.max.dir.Close()
@@ -160,10 +171,10 @@ func (l *Limit) Set(ctx context.Context, rate int64) (int64, error) {
 		l.mu.Unlock()
 		switch {
 		case w.Number == number && w.Gone:
-			return 0, fmt.Errorf("limit what is written: %s is gone, or its disk is", l.max.dir.Name())
+			return 0, fmt.Errorf("%w: %s is gone, or its disk is", ErrGone, l.max.dir.Name())
 		case w.Number == number && w.Failed != "":
 			return 0, fmt.Errorf("limit what is written: %s", w.Failed)
-		case w.Number == number:
+		case w.Number >= number: // or there was a lift since
 			return w.Now, nil
 		}
 		select {
@@ -183,9 +194,9 @@ func (l *Limit) why(err error) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.word.Why != "" {
-		return fmt.Errorf("limit what is written: %s", l.word.Why)
+		return fmt.Errorf("%w: %s", ErrGone, l.word.Why)
 	}
-	return fmt.Errorf("limit what is written: %w", err)
+	return err
 }
 
 // Lift orders that the limit is what it was before, until the next Set. It does not

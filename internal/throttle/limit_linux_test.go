@@ -15,7 +15,8 @@ import (
 // TestLimit: a limit comes, changes, is lifted for a while, and is gone.
 func TestLimit(t *testing.T) {
 	dir := madeUp(t, "8:0 rbps=max wbps=77 riops=max wiops=max\n7:33 rbps=1 wbps=5 riops=max wiops=max\n")
-	l := begin(t, dir)
+	g := claimed(t, dir)
+	l := beginOf(t, g)
 	before := limitIn(t, dir)
 	set(t, l, 1000, 1000)
 	want(t, dir, "7:3 wbps=1000")
@@ -41,6 +42,10 @@ func TestLimit(t *testing.T) {
 	if !ended(l.cmd.Process.Pid) {
 		t.Error("its keeper is left")
 	}
+	if err := g.Release(); err != nil {
+		t.Error(err)
+	}
+	noClaims(t, dir)
 	// One that was never set touches nothing.
 	files(t, dir, map[string]string{"io.max": before})
 	end(t, begin(t, dir))
@@ -62,13 +67,21 @@ func TestLimitFormer(t *testing.T) {
 // TestLimitOfOthers: what somebody else sets meanwhile is what is there afterwards.
 func TestLimitOfOthers(t *testing.T) {
 	dir := madeUp(t, "")
-	l := begin(t, dir)
+	g := claimed(t, dir)
+	l := beginOf(t, g)
 	set(t, l, 1000, 1000)
 	files(t, dir, map[string]string{"io.max": "7:3 rbps=max wbps=600 riops=max wiops=max"})
 	set(t, l, 800, 600)
 	set(t, l, 500, 500)
+	files(t, dir, map[string]string{"io.max": "7:3 wbps=max"})
+	set(t, l, 500, 500) // as it is called again and again
+	want(t, dir, "7:3 wbps=500")
+	files(t, dir, map[string]string{"io.max": "7:3 wbps=600"})
 	end(t, l)
 	want(t, dir, "7:3 wbps=600")
+	if err := g.Release(); err != nil {
+		t.Error(err)
+	}
 
 	l = begin(t, dir)
 	set(t, l, 400, 400)
@@ -82,16 +95,21 @@ func TestLimitOfOthers(t *testing.T) {
 func TestLimitParentKilled(t *testing.T) {
 	for _, former := range []string{"", "7:3 rbps=max wbps=2000000 riops=max wiops=max"} {
 		dir := madeUp(t, former)
-		c, keeper := startParent(t, dir, "7:3")
+		c, keeper := startParent(t, dir, "7:3", claimsIn(dir))
 		want(t, dir, "7:3 wbps=1000000")
 		says, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", keeper))
 		comm, err2 := os.ReadFile(fmt.Sprintf("/proc/%d/comm", keeper))
 		if err != nil || err2 != nil || string(bytes.TrimSpace(comm)) != keeperName || !bytes.HasPrefix(says, []byte(keeperName+"\x00")) {
 			t.Errorf("process %d is %q, %q: %v, %v", keeper, says, comm, err, err2)
 		}
-		if adj, err := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", keeper)); mayResource(t) && string(adj) != "-1000\n" {
-			t.Errorf("it may be killed for its memory: %q, %v", adj, err)
-		}
+		t.Run("not for its memory", func(t *testing.T) {
+			if !mayResource(t) {
+				t.Skip("needs CAP_SYS_RESOURCE")
+			}
+			if adj, err := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", keeper)); string(adj) != "-1000\n" {
+				t.Errorf("it may be killed for its memory: %q, %v", adj, err)
+			}
+		})
 		if pid, _, e := syscall.Syscall(syscall.SYS_GETSID, uintptr(keeper), 0, 0); e != 0 || int(pid) != keeper {
 			t.Errorf("its session is %d of %d, %v", pid, keeper, e)
 		}
@@ -104,6 +122,7 @@ func TestLimitParentKilled(t *testing.T) {
 		}
 		eventually(t, "the limit to be what it was", func() bool { return limitIn(t, dir) == after })
 		eventually(t, "the keeper to end", func() bool { return ended(keeper) })
+		noClaims(t, dir)
 	}
 }
 
@@ -122,7 +141,7 @@ func TestLimitKeeperEnds(t *testing.T) {
 		}
 		eventually(t, "the limit to be what it was", func() bool { return limitIn(t, dir) == "7:3 wbps=5000" })
 		<-l.over
-		if _, err := l.Set(t.Context(), 500); err == nil || !strings.Contains(err.Error(), c.says) {
+		if _, err := l.Set(t.Context(), 500); !errors.Is(err, ErrGone) || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("after %v: %v", c.signal, err)
 		}
 		want(t, dir, "7:3 wbps=5000")
@@ -186,7 +205,7 @@ func TestLimitGroupGone(t *testing.T) {
 	if err := os.RemoveAll(dir); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := l.Set(t.Context(), 500); err == nil || !strings.Contains(err.Error(), "is gone, or its disk is") {
+	if _, err := l.Set(t.Context(), 500); !errors.Is(err, ErrGone) || !strings.Contains(err.Error(), "is gone, or its disk is") {
 		t.Errorf("set: %v", err)
 	}
 	// One that is made anew under the name is another.
@@ -211,7 +230,8 @@ func TestLimitLeft(t *testing.T) {
 		t.Fatal(err)
 	}
 	err := c.End()
-	if err == nil || !strings.Contains(err.Error(), `echo "7:3 wbps=4000" > `+file) {
+	var left *LeftError
+	if !errors.As(err, &left) || !strings.Contains(err.Error(), `echo "7:3 wbps=4000" > `+file) {
 		t.Errorf("end: %v", err)
 	}
 	if again := c.End(); again != err {

@@ -13,8 +13,17 @@ type Limit struct{}
 // Find returns [ErrUnsupported].
 func Find(group, device string) (*Group, error) { return nil, ErrUnsupported }
 
+// claim is the right to limit; there is none on this system.
+type claim struct{}
+
+// Claim returns [ErrUnsupported].
+func (g *Group) Claim() (int64, error) { return 0, ErrUnsupported }
+
+// Release does nothing.
+func (g *Group) Release() error { return nil }
+
 // Begin returns [ErrUnsupported].
-func (g Group) Begin() (*Limit, error) { return nil, ErrUnsupported }
+func (g *Group) Begin() (*Limit, error) { return nil, ErrUnsupported }
 
 // Set returns [ErrUnsupported].
 func (l *Limit) Set(context.Context, int64) (int64, error) { return 0, ErrUnsupported }

@@ -96,6 +96,11 @@ func (r *real) compare(t *testing.T, limited bool) {
 	former := r.group.Disk + " rbps=max wbps=999999999999 riops=777777 wiops=max"
 	files(t, r.dir, map[string]string{"io.max": former})
 	free := r.rate()
+	r.group.claims = t.TempDir()
+	if _, err := r.group.Claim(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = r.group.Release() }()
 	l, err := r.group.Begin()
 	if err != nil {
 		t.Fatal(err)
@@ -127,7 +132,7 @@ func (r *real) compare(t *testing.T, limited bool) {
 func (r *real) killed(t *testing.T) {
 	files(t, r.dir, map[string]string{"io.max": r.group.Disk + " rbps=max wbps=max riops=max wiops=max"})
 	want(t, r.dir, "")
-	c, keeper := startParent(t, r.dir, r.group.Disk)
+	c, keeper := startParent(t, r.dir, r.group.Disk, t.TempDir())
 	want(t, r.dir, r.group.Disk+" rbps=max wbps=1000000 riops=max wiops=max")
 	if err := c.Process.Kill(); err != nil {
 		t.Fatal(err)

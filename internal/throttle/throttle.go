@@ -2,10 +2,11 @@
 // disk, and makes certain that it ends.
 //
 // Read it in this order: [Find] and [Group] (whose writes, to which disk),
-// [Group.Begin], [Limit.Set], [Limit.Lift] and [Limit.End] (the limit, as the
-// process that wants it sees it), keeper_linux.go (the process that takes the limit
-// away again, whatever happens), group_linux.go (what is refused), iomax_linux.go
-// (the file of the kernel's that it is all about).
+// [Group.Claim] (one at a time), [Group.Begin], [Limit.Set], [Limit.Lift] and
+// [Limit.End] (the limit, as the process that wants it sees it), keeper_linux.go (the
+// process that takes the limit away again, whatever happens), claim_linux.go (what
+// is done where that was killed, too), group_linux.go (what is refused),
+// iomax_linux.go (the file of the kernel's that it is all about).
 package throttle
 
 import (
@@ -28,10 +29,37 @@ type Group struct {
 	// controller is not on in the group.
 	Direct  bool
 	Program string // what has the throttle command; default: the program that runs
+
+	claims string // where the files of claims are; default /run/failback
+	claim  *claim // nil: not claimed
 }
 
 // ErrUnsupported is another system than Linux.
 var ErrUnsupported = errors.New("slowing down the writers of a disk is not supported on this system (needs Linux)")
+
+// ErrGone is a limit that does not hold any more: the process that looks after it
+// has ended, or the group or its disk is no more.
+var ErrGone = errors.New("the limit of what is written does not hold any more")
+
+// LeftError says that a limit is still in force that should not be.
+type LeftError struct {
+	Group string // directory
+	Order string // what to write into io.max
+	Err   error
+}
+
+// Error says what to do by hand.
+func (e *LeftError) Error() string {
+	return fmt.Sprintf("take the limit of %s away: %v; %s", e.Group, e.Err, e.Next())
+}
+
+// Next is what to do by hand.
+func (e *LeftError) Next() string {
+	return fmt.Sprintf("do it by hand: echo %q > %s/io.max", e.Order, e.Group)
+}
+
+// Unwrap returns what was in the way.
+func (e *LeftError) Unwrap() error { return e.Err }
 
 // RefusedError says why a group cannot be slowed down. Nothing has been touched.
 type RefusedError struct {
