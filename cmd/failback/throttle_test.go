@@ -284,6 +284,30 @@ func TestThrottleBothKilled(t *testing.T) {
 	eventually(t, "the limit to be what it was", func() bool { return s.limit(t) == strconv.Itoa(former) })
 }
 
+// TestThrottleLeft: a sync that was done, and whose limit cannot be taken away, says
+// both.
+func TestThrottleLeft(t *testing.T) {
+	s := newThrottleStage(t, 80<<20, "")
+	file := filepath.Join(s.group, "io.max")
+	p := s.sync(t, s.group+"=4MiB/s", "--limit", "8MiB/s", "--json",
+		// Not after a pause that was broken off.
+		"--on-resume", fmt.Sprintf("if cmp -s %s %s; then rm -f %s; mkdir %[3]s; fi; rm -f %s", s.target, filepath.Join(s.dir, "paused"), file, filepath.Join(s.dir, "rest")))
+	code := p.wait(t)
+	var r struct {
+		State, Next string
+		Report      *struct{ Result string }
+	}
+	if err := json.Unmarshal(p.stdout.Bytes(), &r); err != nil || code != 3 {
+		t.Fatalf("exit code %d, %v; it told %s and said:\n%s", code, err, p.stdout.String(), p.said.String())
+	}
+	if r.Report == nil || r.Report.Result != "equal" || !strings.Contains(r.State, "is equal to") || !strings.Contains(r.State, "still in force") || !strings.Contains(r.Next, "> "+file) {
+		t.Errorf("it told %s", p.stdout.String())
+	}
+	if !bytes.Equal(read(t, s.target), read(t, filepath.Join(s.dir, "paused"))) {
+		t.Error("the target is not what the source was when its writers were at rest")
+	}
+}
+
 // What cannot be slowed down is refused before anything is touched.
 func TestThrottleRefuses(t *testing.T) {
 	s := newTrackStage(t)

@@ -49,6 +49,8 @@ type failure struct {
 	State  string `json:"state,omitempty"`
 	Next   string `json:"next"`
 
+	Report *failback.Report `json:"report,omitempty"` // of a sync that was done and left something behind
+
 	exit int
 }
 
@@ -57,6 +59,10 @@ type failure struct {
 func explain(ctx context.Context, err error) failure {
 	f := failure{Result: "failed", Error: err.Error(), exit: exitFailed}
 	f.classify(ctx, err)
+	var done *leftoverError
+	if errors.As(err, &done) {
+		f.Report = done.report
+	}
 	var out *outcomeError
 	if errors.As(err, &out) {
 		f.State = out.state
@@ -78,6 +84,7 @@ func (f *failure) classify(ctx context.Context, err error) {
 		ssh      *dial.SSHError
 		restless *quiesce.RefusedError
 		fast     *throttle.RefusedError
+		left     *throttle.LeftError
 	)
 	switch {
 	case errors.As(err, &usage), errors.As(err, &libUsage):
@@ -90,6 +97,8 @@ func (f *failure) classify(ctx context.Context, err error) {
 		f.refuse(restless.Volume, restless.Reason, restless.Next)
 	case errors.As(err, &fast):
 		f.refuse(fast.Group, fast.Reason, fast.Next)
+	case errors.As(err, &left):
+		f.Volume, f.Reason = left.Group, "a limit is still in force"
 	case f.classifyTrack(err):
 	case errors.As(err, &verify):
 		f.Volume, f.Reason, f.Next = verify.Volume, "the medium does not hold what was written", "check the device and its log, then run the same command again, with --repair to have it sent once more"

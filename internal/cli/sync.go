@@ -9,6 +9,7 @@ import (
 
 	"github.com/failback/failback"
 	"github.com/failback/failback/cbt"
+	"github.com/failback/failback/internal/throttle"
 	"github.com/failback/failback/merkle"
 	"github.com/failback/failback/transport/dial"
 )
@@ -142,12 +143,43 @@ func (a *app) sync(ctx context.Context, s *syncFlags, source, target string) err
 	}
 	report, err := s.session(ctx, u, src, dst, options)
 	u.done()
-	err = closeSides(err, src, dst)
-	if err != nil {
-		return s.outcome(err, target, u.started() && !s.dryRun)
+	closed := closeSides(nil, src, dst)
+	if report != nil {
+		report.Source, report.Target = source, target
 	}
-	report.Source, report.Target = source, target
-	return a.showSync(report, s.out)
+	var left *leftoverError
+	switch {
+	case err == nil && closed == nil:
+		return a.showSync(report, s.out)
+	case errors.As(err, &left) && closed == nil:
+		return a.leftover(left, s.out)
+	}
+	return s.outcome(errors.Join(err, closed), target, u.started() && !s.dryRun)
+}
+
+// leftoverError says that a sync was done and proven, and what was set up for it could
+// not be taken down.
+type leftoverError struct {
+	error
+	report *failback.Report
+}
+
+func (e *leftoverError) Unwrap() error { return e.error }
+
+// leftover shows what was done all the same.
+func (a *app) leftover(left *leftoverError, o outputFlags) error {
+	var err error = left
+	r := left.report
+	if !a.json { // else it is in the one object
+		err = errors.Join(err, a.showSync(r, o))
+	}
+	out := &outcomeError{err, r.Target + " is equal to " + r.Source + " as of the pause, and proven: what failed came after that", "see to that; the sync need not be run again"}
+	var limit *throttle.LeftError
+	if errors.As(err, &limit) {
+		out.state += "; the limit of " + limit.Group + " is still in force"
+		out.next = limit.Next() + "; the sync need not be run again"
+	}
+	return out
 }
 
 // session runs the sync of two sides that are open.
@@ -160,10 +192,11 @@ func (s *syncFlags) session(ctx context.Context, u *ui, src, dst *side, o failba
 		return nil, err
 	}
 	report, err := v.sync(ctx, src, dst, o)
-	if err := errors.Join(err, v.end(ctx)); err != nil {
-		return nil, err
+	ended := v.end(ctx)
+	if err == nil && ended != nil {
+		return report, &leftoverError{ended, report}
 	}
-	return report, nil
+	return report, errors.Join(err, ended)
 }
 
 // open opens both sides. The source comes first: nothing at the target is

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/failback/failback"
 	"github.com/failback/failback/internal/throttle"
 )
 
@@ -151,6 +152,30 @@ func TestFlush(t *testing.T) {
 	v.brake, v.flags.step = nil, 1
 	if err := v.flush(t.Context(), func() error { <-time.After(20 * time.Millisecond); return errKilled }); err != errKilled {
 		t.Errorf("as they are: %v", err)
+	}
+}
+
+// TestLeftover: a sync that was done is one, whatever of it could not be taken down.
+func TestLeftover(t *testing.T) {
+	r := &failback.Report{Schema: schemaSync, Result: "equal", Source: "a", Target: "b"}
+	limit := &throttle.LeftError{Group: "/g", Order: "8:0 wbps=max", Err: errKilled}
+	for _, c := range []struct {
+		err         error
+		json        bool
+		state, next string
+	}{
+		{errKilled, false, "b is equal to a as of the pause, and proven", "the sync need not be run again"},
+		{limit, true, "the limit of /g is still in force", `echo "8:0 wbps=max" > /g/io.max`},
+	} {
+		var out bytes.Buffer
+		a := &app{stdout: &out, json: c.json}
+		f := explain(t.Context(), a.leftover(&leftoverError{c.err, r}, outputFlags{}))
+		if f.exit != exitFailed || f.Report != r || !strings.Contains(f.State, c.state) || !strings.Contains(f.Next, c.next) || strings.Contains(f.Next, "run the same command") {
+			t.Errorf("%v: %+v", c.err, f)
+		}
+		if c.json != (out.Len() == 0) {
+			t.Errorf("%v: it printed %q", c.err, out.String())
+		}
 	}
 }
 
