@@ -223,6 +223,20 @@ func (s *throttleStage) keeper(t *testing.T, p *process) int {
 	return 0
 }
 
+// claims are the files that say who limits the group.
+func (s *throttleStage) claims(t *testing.T) []string {
+	t.Helper()
+	var st unix.Stat_t
+	if err := unix.Stat(s.group, &st); err != nil {
+		t.Fatal(err)
+	}
+	names, err := filepath.Glob(fmt.Sprintf("/run/failback/limit-%x-%d-*", st.Dev, st.Ino))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return names
+}
+
 // TestThrottleKeeperKilled: the limit begins anew, and the user is told.
 func TestThrottleKeeperKilled(t *testing.T) {
 	s := newThrottleStage(t, 80<<20, "")
@@ -234,7 +248,7 @@ func TestThrottleKeeperKilled(t *testing.T) {
 	if code := p.wait(t); code != 0 {
 		t.Fatalf("exit code %d; it said:\n%s", code, p.said.String())
 	}
-	if said := p.said.String(); !strings.Contains(said, "the process that looks after it is gone: it begins anew") || strings.Count(said, "is slowed down to 4.0 MiB/s") != 2 {
+	if said := p.said.String(); !strings.Contains(said, "the process that looks after it is gone: it begins anew") || strings.Count(said, "is slowed down to 4.0 MiB/s") != 2 || strings.Contains(said, "not slowed down any more") {
 		t.Errorf("it said:\n%s", said)
 	}
 	if got := s.limit(t); got != "max" {
@@ -257,6 +271,7 @@ func TestThrottleBothKilled(t *testing.T) {
 	if err := syscall.Kill(keeper, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { _ = syscall.Kill(keeper, syscall.SIGCONT) }) // where the test fails: none is left behind
 	target := s.target
 	s.target = filepath.Join(s.dir, "another.img")
 	write(t, s.target, make([]byte, 8<<20))
@@ -282,6 +297,9 @@ func TestThrottleBothKilled(t *testing.T) {
 		t.Errorf("it said:\n%s", said)
 	}
 	eventually(t, "the limit to be what it was", func() bool { return s.limit(t) == strconv.Itoa(former) })
+	if left := s.claims(t); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
 }
 
 // TestThrottleLeft: a sync that was done, and whose limit cannot be taken away, says
@@ -289,6 +307,10 @@ func TestThrottleBothKilled(t *testing.T) {
 func TestThrottleLeft(t *testing.T) {
 	s := newThrottleStage(t, 80<<20, "")
 	file := filepath.Join(s.group, "io.max")
+	// One that is refused after it was to be the one leaves nothing behind.
+	if p := s.sync(t, s.group, "--trust-tracker"); p.wait(t) != 4 || len(s.claims(t)) > 0 {
+		t.Errorf("left: %v; it said:\n%s", s.claims(t), p.said.String())
+	}
 	p := s.sync(t, s.group+"=4MiB/s", "--limit", "8MiB/s", "--json",
 		// Not after a pause that was broken off.
 		"--on-resume", fmt.Sprintf("if cmp -s %s %s; then rm -f %s; mkdir %[3]s; fi; rm -f %s", s.target, filepath.Join(s.dir, "paused"), file, filepath.Join(s.dir, "rest")))

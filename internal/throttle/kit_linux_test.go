@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -213,6 +214,7 @@ func ended(pid int) bool {
 // awaitStopped waits until no thread of a process that got SIGSTOP runs any more.
 func awaitStopped(t *testing.T, pid int) {
 	t.Helper()
+	t.Cleanup(func() { _ = syscall.Kill(pid, syscall.SIGCONT) }) // where the test fails: none is left behind
 	eventually(t, "the keeper to be stopped", func() bool {
 		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
 		for _, thread := range threads {
