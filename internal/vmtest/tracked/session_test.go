@@ -72,7 +72,7 @@ func TestReplica(t *testing.T) {
 // they begin.
 func remembered(t *testing.T, fs string) (n int) {
 	t.Helper()
-	pins, err := filepath.Glob(fs + "/failback/v1/*/inflight")
+	pins, err := filepath.Glob(fs + "/failback/v2/*/inflight")
 	if err != nil || len(pins) != 1 {
 		t.Fatalf("pins of the map of writes under way: %q, %v", pins, err)
 	}
@@ -210,7 +210,7 @@ func TestUnseen(t *testing.T) {
 		if err := tr.PutBack(taken, taken.Extents()); err != nil {
 			t.Fatal(err)
 		}
-		links, err := filepath.Glob(fs + "/failback/v1/*/links/remember_bio")
+		links, err := filepath.Glob(fs + "/failback/v2/*/links/remember_bio")
 		if err != nil || len(links) != 1 {
 			t.Fatalf("pins of the program that remembers writes: %q, %v", links, err)
 		}
@@ -232,7 +232,7 @@ func TestUnseen(t *testing.T) {
 // strangers is what the programs have counted of the only tracked device.
 func strangers(t *testing.T, fs string) uint64 {
 	t.Helper()
-	m, err := ciliumebpf.LoadPinnedMap(fs+"/failback/v1/maps/views", nil)
+	m, err := ciliumebpf.LoadPinnedMap(fs+"/failback/v2/maps/views", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
