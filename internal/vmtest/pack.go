@@ -18,6 +18,7 @@ var built = []struct {
 	{"failback", []string{"build", "./cmd/failback"}},
 	{"ebpf.test", []string{"test", "-c", "./cbt/ebpf"}},
 	{"tracked.test", []string{"test", "-c", "./internal/vmtest/tracked"}},
+	{"throttle.test", []string{"test", "-c", "./internal/throttle"}},
 }
 
 // fsSize is the size of the empty ext4 that the guest finds.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -15,7 +16,7 @@ import (
 func trackerScenarios() []scenario {
 	list := []scenario{
 		{"tracker: what this kernel can do", func(g *guest) (string, error) { return g.check() }},
-		{"tracker: its own tests", func(g *guest) (string, error) { return g.suite("/ebpf.test", "") }},
+		{"tracker: its own tests", func(g *guest) (string, error) { return g.suite("/ebpf.test", "", "") }},
 	}
 	for _, k := range kinds {
 		list = append(list, scenario{"tracker: " + k.name, func(g *guest) (string, error) { return g.tracked(k) }})
@@ -23,6 +24,11 @@ func trackerScenarios() []scenario {
 	for _, k := range kinds {
 		if slices.Contains(liveKinds, k.name) {
 			list = append(list, scenario{"tracker: live sync of ext4 on " + k.name, func(g *guest) (string, error) { return g.live(k) }})
+		}
+	}
+	for _, k := range kinds {
+		if slices.Contains(slowKinds, k.name) {
+			list = append(list, scenario{"throttle: writers to " + k.name, func(g *guest) (string, error) { return g.throttled(k) }})
 		}
 	}
 	return list
@@ -46,7 +52,7 @@ func (g *guest) tracked(k kind) (string, error) {
 	did, err := g.command(r.path, k.refused)
 	if err == nil && k.refused == "" {
 		var more string
-		more, err = g.suite("/tracked.test", r.path)
+		more, err = g.suite("/tracked.test", r.path, "")
 		did += more
 	}
 	return did, errors.Join(err, r.end())
@@ -85,12 +91,26 @@ func field(text, word string) string {
 	return ""
 }
 
+// slowKinds are devices whose writers are slowed down.
+var slowKinds = []string{"SCSI disk", "loop device", "device-mapper, linear"}
+
+// throttled has writers to a device slowed down by the kernel.
+func (g *guest) throttled(k kind) (string, error) {
+	r, err := k.make(g)
+	if err != nil {
+		return "", fmt.Errorf("make the device: %w", err)
+	}
+	did, err := g.suite("/throttle.test", r.path, "TestReal")
+	return did, errors.Join(err, r.end())
+}
+
 // told is a line that a test logs.
 var told = regexp.MustCompile(`^\s+\w+_test\.go:\d+: (.*)$`)
 
-// suite runs a program of tests on a device and returns what it logs.
-func (g *guest) suite(program, device string) (string, error) {
-	c := exec.Command(program, "-test.v", "-test.short", "-test.timeout", "15m", "-test.run", g.Tests)
+// suite runs a program of tests on a device, those that the host asks for or else
+// these ("": all), and returns what it logs.
+func (g *guest) suite(program, device, tests string) (string, error) {
+	c := exec.Command(program, "-test.v", "-test.short", "-test.timeout", "15m", "-test.run", cmp.Or(g.Tests, tests))
 	c.Env = append(os.Environ(), "FAILBACK_SCRATCH="+device)
 	c.Dir = "/tmp"
 	text, err := g.listen(c)
@@ -104,6 +124,9 @@ func (g *guest) suite(program, device string) (string, error) {
 		}
 	}
 	passed, skipped := strings.Count(text, "--- PASS"), strings.Count(text, "--- SKIP")
+	if passed == 0 {
+		return "", fmt.Errorf("%s: no test was played\n%s", program, failures(text))
+	}
 	return fmt.Sprintf("%d tests passed, %d skipped\n%s", passed, skipped, strings.Join(said, "\n")), nil
 }
 
