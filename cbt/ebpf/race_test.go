@@ -122,6 +122,41 @@ func TestRestWhileAWriteIsUnderWay(t *testing.T) {
 	}
 }
 
+// What a stop saves has a write that nobody sees land any more.
+func TestStopWhileAWriteIsUnderWay(t *testing.T) {
+	dir := newFreezer(t, 64<<20)
+	for _, who := range []string{"its session", "another"} {
+		t.Run(who, func(t *testing.T) {
+			f := newFrozen(t, dir, 1<<20)
+			tr := sealed(t, f.device, Options{}, 2)
+			land := late(t, tr, f)
+			if who == "another" {
+				ctx, cancel := context.WithTimeout(t.Context(), second/5)
+				defer cancel()
+				fs := tr.pins.mount
+				if err := tr.Close(ctx); err != nil {
+					t.Fatal(err)
+				}
+				var err error
+				if tr, err = Open(f.device, Options{FS: fs}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			m, err := tr.Stop()
+			land()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if m.Epoch != 0 && !slices.Contains(m.Extents(), block(3)) {
+				t.Errorf("the map vouches for epoch %d, and has not the write that landed late: %v", m.Epoch, m.Extents())
+			}
+			if (m.Epoch == 2) != (who == "its session") {
+				t.Errorf("epoch %d", m.Epoch)
+			}
+		})
+	}
+}
+
 // A write that was queued before the start gets its first mark at its end.
 func TestStartBesideAWrite(t *testing.T) {
 	dir := newFreezer(t, 64<<20)

@@ -228,7 +228,9 @@ const (
 
 // drain waits until no write to the disk is under way, and reports whether it
 // has seen that before ctx ended. Where nobody can see it, it does not wait.
-func (t *Tracker) drain(ctx context.Context) bool {
+func (t *Tracker) drain(ctx context.Context) bool { return t.drainUntil(ctx.Done()) }
+
+func (t *Tracker) drainUntil(end <-chan struct{}) bool {
 	tick := time.NewTicker(drainTick)
 	defer tick.Stop()
 	before := ""
@@ -248,7 +250,7 @@ func (t *Tracker) drain(ctx context.Context) bool {
 			return true
 		}
 		select {
-		case <-ctx.Done():
+		case <-end:
 			return false
 		case <-tick.C:
 		}
@@ -340,6 +342,30 @@ func (t *Tracker) rest(ctx context.Context) error {
 	t.seen = seen
 	return nil
 }
+
+// answerUnderWay makes all that this session has taken dirty again if a write may be
+// under way: its mark may be among that, and nobody is to see it end. Where another
+// process took it, or it may never have had one, the epoch is lost.
+func (t *Tracker) answerUnderWay() error {
+	if !t.armed() {
+		return nil
+	}
+	end := make(chan struct{})
+	defer time.AfterFunc(stopDrain, func() { close(end) }).Stop()
+	switch {
+	case t.drainUntil(end):
+		return t.answerEnds()
+	case t.adopted || t.forgave, t.request && t.rec.get(offDrained) == 0:
+		t.lose("a write was under way when tracking was stopped")
+	}
+	for r := range t.seen.Runs() {
+		t.planes.mark(r.Extent)
+	}
+	return nil
+}
+
+// stopDrain is how long the end of tracking waits for writes that are under way.
+const stopDrain = 300 * time.Millisecond
 
 const lostEnd = "a write ended without a mark"
 

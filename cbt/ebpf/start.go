@@ -253,7 +253,8 @@ func Open(path string, o Options) (*Tracker, error) {
 // What is written later is seen by nobody. Maps that are out count as put back
 // whole. The tracker is closed afterwards, also after an error.
 //
-//  1. writes that ended without a mark are answered for
+//  1. writes that ended without a mark are answered for, and those that are under
+//     way: a session may have taken their marks
 //  2. the record is not live: killed from here on, the volume is not tracked
 //     any more, and the next start removes what is left
 //  3. the programs leave the volume, and those at work are waited for
@@ -270,7 +271,7 @@ func (t *Tracker) Stop() (*cbt.Map, error) {
 		return nil, errors.Join(t.errorf("stop", err), t.release())
 	}
 	defer p.close()
-	answered := t.answerEnds()
+	answered := errors.Join(t.answerEnds(), t.answerUnderWay())
 	trust := t.trust() // before the end: a stopped view looks detached
 	t.rec.set32(offLive, 0)
 	t.k.leave(t.number)

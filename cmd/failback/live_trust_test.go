@@ -121,7 +121,7 @@ func (s *trustStage) view(t *testing.T, change func(v []byte)) (number uint32) {
 
 func (s *trustStage) pinned(t *testing.T, name string) *ebpf.Map {
 	t.Helper()
-	m, err := ebpf.LoadPinnedMap(filepath.Join(s.pins(), "v1", "maps", name), nil)
+	m, err := ebpf.LoadPinnedMap(filepath.Join(s.pins(), "v2", "maps", name), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -292,7 +292,7 @@ var trustRows = []trustRow{
 		s.write(t, 5)
 	}, "", "1 writes could not be marked"},
 	{"detached alone", func(t *testing.T, s *trustStage) {
-		if err := os.Remove(filepath.Join(s.pins(), "v1", "links", "mark_queued")); err != nil {
+		if err := os.Remove(filepath.Join(s.pins(), "v2", "links", "mark_queued")); err != nil {
 			t.Fatal(err)
 		}
 	}, "", "the kernel program mark_queued was detached by somebody"},

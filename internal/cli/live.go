@@ -302,7 +302,7 @@ func abandon(ctx context.Context, do func() error) error {
 func (v *liveSync) flush(ctx context.Context, sync func() error) error {
 	said := time.AfterFunc(slowFlush, func() { v.u.note("waiting for " + v.flags.freeze + " to write out what it holds") })
 	defer said.Stop()
-	if v.brake == nil || v.brake.limit == nil {
+	if !v.brake.holds() {
 		return abandon(ctx, sync)
 	}
 	bounded, cancel := context.WithTimeout(ctx, v.flags.step)

@@ -62,8 +62,9 @@ type brake struct {
 	told   int64           // what the user was told that they are slowed down to
 	group  *throttle.Group // claimed; nil: it is to be found anew
 
-	mu    sync.Mutex   // held where limit is changed, and where another goroutine reads it
+	mu    sync.Mutex   // held where these are changed, and where another goroutine reads them
 	limit writersLimit // nil: nobody was slowed down yet
+	slows bool         // it is set, and was not lifted since
 }
 
 // writersLimit is a [throttle.Limit].
@@ -166,7 +167,20 @@ func (b *brake) set(ctx context.Context, rate int64) (int64, error) {
 		b.limit = l
 		b.mu.Unlock()
 	}
+	b.mu.Lock()
+	b.slows = true
+	b.mu.Unlock()
 	return b.limit.Set(ctx, rate)
+}
+
+// holds reports whether the writers are slowed down now.
+func (b *brake) holds() bool {
+	if b == nil {
+		return false
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.slows
 }
 
 // lift lets the writers be as they were until the session asks again. It is called
@@ -175,6 +189,7 @@ func (b *brake) set(ctx context.Context, rate int64) (int64, error) {
 func (b *brake) lift() {
 	b.mu.Lock()
 	l := b.limit
+	b.slows = false
 	b.mu.Unlock()
 	if l != nil {
 		l.Lift()
@@ -198,7 +213,7 @@ func (b *brake) end() error {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.limit, b.group = nil, nil
+	b.limit, b.group, b.slows = nil, nil, false
 	return nil
 }
 

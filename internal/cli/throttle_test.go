@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -136,7 +137,10 @@ func TestFlush(t *testing.T) {
 	defer close(block)
 	hang := func() error { <-block; return nil }
 	var said bytes.Buffer
-	v := &liveSync{u: &ui{w: &said}, flags: &liveFlags{freeze: "/srv", step: 50 * time.Millisecond}, brake: &brake{name: "db", limit: &limited{}}}
+	v := &liveSync{u: &ui{w: &said}, flags: &liveFlags{freeze: "/srv", step: 50 * time.Millisecond}, brake: &brake{u: &ui{w: io.Discard}, name: "db", begin: func() (writersLimit, error) { return &limited{}, nil }}}
+	if _, err := v.brake.slow(t.Context(), 1<<20); err != nil {
+		t.Fatal(err)
+	}
 	if err := v.flush(t.Context(), hang); err == nil || !strings.Contains(err.Error(), "what db has in the page cache was not written out within 50ms (--quiesce-timeout)") {
 		t.Errorf("slowed down: %v", err)
 	}
@@ -149,8 +153,16 @@ func TestFlush(t *testing.T) {
 		t.Errorf("cancelled: %v", err)
 	}
 	// It is the limit that makes it take for ever.
-	v.brake, v.flags.step = nil, 1
-	if err := v.flush(t.Context(), func() error { <-time.After(20 * time.Millisecond); return errKilled }); err != errKilled {
+	if _, err := v.brake.slow(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	v.flags.step = 1
+	slow := func() error { <-time.After(20 * time.Millisecond); return errKilled }
+	if err := v.flush(t.Context(), slow); err != errKilled {
+		t.Errorf("as they are again: %v", err)
+	}
+	v.brake = nil
+	if err := v.flush(t.Context(), slow); err != errKilled {
 		t.Errorf("as they are: %v", err)
 	}
 }
