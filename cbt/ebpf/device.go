@@ -104,6 +104,8 @@ func (d device) refuse() error {
 		e.Next = "track " + who
 	case m.why != "":
 		e.Reason, e.Next = m.why, m.next
+	case !d.counted() && d.isRAID():
+		e.Reason, e.Next = quietRAID, "echo 1 > "+d.statsFile()+", and start again"
 	default:
 		return nil
 	}
@@ -153,6 +155,16 @@ func (d device) opaqueHolder() string {
 func (d device) counted() bool {
 	return sysfs.Attr(d.diskDir+"/queue/iostats") == "1" || d.driver("zram")
 }
+
+// isRAID reports whether the disk is one of md. With the io statistics off some of
+// its levels send the bios that they get on as they are, in parts, and the end of
+// the last one is told of nowhere.
+func (d device) isRAID() bool {
+	_, err := os.Stat(d.diskDir + "/md")
+	return err == nil
+}
+
+const quietRAID = "its io statistics are off, and md does not tell then when a write has ended"
 
 // driver reports whether the disk has a name of this driver: the name and a number.
 func (d device) driver(name string) bool {

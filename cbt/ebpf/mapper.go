@@ -36,10 +36,14 @@ func (d device) holds() bool {
 }
 
 // below returns the disk and all that it is made of, by their directories in sysfs.
+// Of a loop device that is another device, if it lies over one.
 func (d device) below() []string {
 	list := []string{d.diskDir}
 	for i := 0; i < len(list); i++ {
 		slaves, _ := filepath.Glob(list[i] + "/slaves/*") // no error: the pattern is right
+		if back, ok := sysfs.BlockDevice(sysfs.Attr(list[i] + "/loop/backing_file")); ok {
+			slaves = append(slaves, "/sys/dev/block/"+back.String())
+		}
 		for _, s := range slaves {
 			at, err := filepath.EvalSymlinks(s)
 			if err != nil { // it has just gone

@@ -183,7 +183,7 @@ func TestStartOfBiosWithoutStats(t *testing.T) {
 func TestThinWithoutZeroing(t *testing.T) {
 	v := newThin(t, "1 skip_block_zeroing")
 	above := newMapped(t, fmt.Sprintf("0 %d linear %s 0", thinSize/sector, v.device))
-	for _, device := range []string{v.device, above.device} {
+	for _, device := range []string{v.device, above.device, newLoop(t, above.device, 0)} {
 		_, err := Start(t.Context(), device, Options{FS: ownFS(t)})
 		if e := (*RefusedError)(nil); !errors.As(err, &e) || !strings.Contains(e.Reason, v.pool.device+" does not zero") {
 			t.Errorf("start: %v", err)
@@ -206,7 +206,7 @@ func TestThinStopsZeroing(t *testing.T) {
 func TestThinReplaced(t *testing.T) {
 	v := newThin(t, "")
 	above := newMapped(t, fmt.Sprintf("0 %d linear %s 0", thinSize/sector, v.device))
-	trackers := []*Tracker{start(t, v.device, Options{}), start(t, above.device, Options{})}
+	trackers := []*Tracker{start(t, v.device, Options{}), start(t, above.device, Options{}), start(t, newLoop(t, above.device, 0), Options{})}
 	v.pool.run(t, "message", "0", "create_thin 1")
 	for _, id := range []int{0, 1} { // the first is what it was
 		v.run(t, "suspend")

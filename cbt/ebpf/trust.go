@@ -78,6 +78,9 @@ func (t *Tracker) deviceDoubt() string {
 		return fmt.Sprintf("the device was resized from %d to %d bytes", size, int64(d.sectors)*sector)
 	}
 	t.watch(d)
+	if t.rec.get(offUncounted)&uncountedStats != 0 && d.isRAID() {
+		return quietRAID + ": they were turned off"
+	}
 	if sysfs.Attr(d.diskDir+"/queue/dax") == "1" {
 		return "the device can be mapped directly (DAX)"
 	}

@@ -55,12 +55,17 @@ struct bvec_iter {
 	__u32 bi_size;
 };
 
+typedef struct {
+	int counter;
+} atomic_t;
+
 struct bio {
 	struct bio *bi_next;
 	struct block_device *bi_bdev;
 	__u32 bi_opf;
 	__u16 bi_flags;
 	__u8 bi_status;
+	atomic_t __bi_remaining;
 	struct bvec_iter bi_iter;
 	void *bi_end_io;
 	void *bi_private;

@@ -113,28 +113,37 @@ static __always_inline int ended(__u64 key, int discard, int goes_on)
 
 #define MAX_SPLITS 4 /* of splits */
 
+/* Whether a bio is not over when what is left of it has ended: there are parts that
+ * were split off it. */
+static __always_inline int has_parts(struct bio *bio)
+{
+	return BPF_CORE_READ(bio, __bi_remaining.counter) > 1;
+}
+
 /*
- * Whether a driver has split this bio off one that is remembered: that one ends
- * after all its parts, and what is marked then is where it began, all of it.
+ * The address of the remembered bio that a driver has split this one off, 0 if there
+ * is none; more is set if that one has other parts yet, or what lies between.
  *
  * A part is a clone, and the kernel keeps at it whose part it is; a part of a part
  * ends by the same function. Bios that are only chained, one request made of many,
  * are no clones, and each of them is queued for itself.
  */
-static __always_inline int is_part(struct bio *bio)
+static __always_inline __u64 part_of(struct bio *bio, int *more)
 {
 	void *end_io = BPF_CORE_READ(bio, bi_end_io);
 	__u64 whole = (__u64)BPF_CORE_READ(bio, bi_private);
 	__u32 flags = BPF_CORE_READ(bio, bi_flags);
 	int i;
 
+	*more |= has_parts(bio);
 	for (i = 0; i < MAX_SPLITS; i++) {
 		struct bio *next = (struct bio *)whole;
 
 		if (!(flags & BIO_CLONED) || !whole)
 			return 0;
+		*more |= has_parts(next);
 		if (bpf_map_lookup_elem(&inflight, &whole))
-			return 1;
+			return whole;
 		if (BPF_CORE_READ(next, bi_end_io) != end_io)
 			return 0;
 		flags = BPF_CORE_READ(next, bi_flags);
@@ -143,23 +152,34 @@ static __always_inline int is_part(struct bio *bio)
 	return 0;
 }
 
-/* Whether a bio that is not remembered has changed the disk. A flush without data
- * changes nothing. */
+/* A flush without data changes nothing. */
+static __always_inline int is_flush(struct bio *bio)
+{
+	return (BPF_CORE_READ(bio, bi_opf) & OP_MASK) == OP_WRITE && !BPF_CORE_READ(bio, bi_io_vec);
+}
+
+/* Whether a bio that is not remembered has changed the disk. What it is a part of
+ * ends after all its parts, and what is marked then is where that began, all of it. */
 static __always_inline int is_stranger(struct bio *bio)
 {
-	if ((BPF_CORE_READ(bio, bi_opf) & OP_MASK) == OP_WRITE && !BPF_CORE_READ(bio, bi_io_vec))
-		return 0;
-	return !is_part(bio);
+	int more = 0;
+
+	return !is_flush(bio) && !part_of(bio, &more);
 }
 
 /* By address first: a driver may have sent the same bio on to another disk. */
 SEC("tp_btf/block_bio_complete")
 int BPF_PROG(mark_bio, struct request_queue *q, struct bio *bio)
 {
+	int goes_on;
+
 	/* A bio that ends outside of a request on such a disk has never got to it. */
 	if (by_request || !(bio->bi_opf & 1))
 		return 0;
-	if (!ended((__u64)bio, !bio->bi_status && is_discard(bio->bi_opf), 0) &&
+	/* Of some requests on a path the first bio is told of here, and then all of
+	 * them in mark_request: what has its length yet has not ended. */
+	goes_on = paths_of[0] && bio->bi_iter.bi_size;
+	if (!ended((__u64)bio, !bio->bi_status && is_discard(bio->bi_opf), goes_on) &&
 	    disk_of(bio->bi_bdev) == disk_number && is_stranger(bio))
 		count_stranger();
 	return 0;
@@ -204,6 +224,24 @@ struct walk {
 	__u64 goes_on; /* the request ends in part only */
 };
 
+/*
+ * end_on_path is for a bio that is not remembered. It may be a part of one that is:
+ * of the parts of a bio, what is left of it among them, each ends as it comes, and
+ * nobody tells of the last one.
+ */
+static __always_inline void end_on_path(struct bio *bio, struct walk *w)
+{
+	int more = w->goes_on;
+	__u64 whole = part_of(bio, &more);
+
+	if (whole)
+		ended(whole, w->discard, more);
+	else if (BPF_CORE_READ(bio, bi_iter.bi_size))
+		count_stranger();
+	/* A flush, or a write that has ended before: the kernel tells of a request
+	 * again when the flush that goes with it is done. */
+}
+
 static long walk_bio(__u32 n, struct walk *w)
 {
 	struct bio *bio = (struct bio *)w->bio;
@@ -215,8 +253,8 @@ static long walk_bio(__u32 n, struct walk *w)
 		__u32 bytes = BPF_CORE_READ(bio, bi_iter.bi_size);
 
 		mark(sector, sector + (bytes >> 9), w->discard);
-	} else if (!ended(w->bio, w->discard, w->goes_on) && on_path(bio) && is_stranger(bio)) {
-		count_stranger();
+	} else if (!ended(w->bio, w->discard, w->goes_on || has_parts(bio)) && on_path(bio)) {
+		end_on_path(bio, w);
 	}
 	w->bio = (__u64)BPF_CORE_READ(bio, bi_next);
 	return 0;

@@ -58,12 +58,12 @@ var kinds = []kind{
 	{"device-mapper, crypt", mapped("crypt", table{rigSize / sector, "crypt", "aes-xts-plain64 " + strings.Repeat("5a", 64) + " 0 " + virtioDisk + " 0"}), ""},
 	{"device-mapper, multipath", mapped("multipath", overPaths), ""},
 	{"md, RAID 0", raid(0, 0), ""},
-	{"md, RAID 0 without io statistics", stats("0", raid(0, 0)), ""},
 	{"md, RAID 1", raid(1, 0), ""},
 	{"md, RAID 10", raid(10, raid10Near), ""},
 	{"md, RAID 5", raid(5, raid5Symmetric), ""},
 
 	{"device-mapper, thin without zeroing", func(g *guest) (rig, error) { return g.thin("1 skip_block_zeroing", false) }, "does not zero what it hands out"},
+	{"md, RAID 0 without io statistics", stats("0", raid(0, 0)), "its io statistics are off"},
 	{"disk below md", below(raid(1, 0), virtioDisk), "it is a part of /dev/md0"},
 	{"disk below multipath", below(mapped("multipath", overPaths), virtioDisk), "it is a part of /dev/mapper/multipath"},
 	{"zoned disk", existing("/dev/nullb0"), "it is a zoned device"},

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -225,6 +226,27 @@ func TestUnseen(t *testing.T) {
 			return strangers(t, fs) > 0
 		}) {
 			t.Error("a write was not seen to begin, and nothing tells of its end (L1)")
+		}
+	})
+}
+
+// TestStatsTurnedOff: without its io statistics md is not believed any more.
+func TestStatsTurnedOff(t *testing.T) {
+	eachVolume(t, func(t *testing.T, v volume) {
+		if _, err := os.Stat(v.disk + "/md"); err != nil {
+			t.Skip("it is none of md")
+		}
+		tr := track(t, v, ownFS(t))
+		turn := func(to string) {
+			if err := os.WriteFile(v.disk+"/queue/iostats", []byte(to), 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		turn("0")
+		lost := tr.Trust().Lost
+		turn("1")
+		if !strings.Contains(lost, "io statistics are off") || tr.Trust().Lost != lost {
+			t.Errorf("lost %q, and then %q", lost, tr.Trust().Lost)
 		}
 	})
 }
