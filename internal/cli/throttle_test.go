@@ -144,9 +144,11 @@ func TestFlush(t *testing.T) {
 	if err := v.flush(t.Context(), hang); err == nil || !strings.Contains(err.Error(), "what db has in the page cache was not written out within 50ms (--quiesce-timeout)") {
 		t.Errorf("slowed down: %v", err)
 	}
+	v.u.mu.Lock() // a timer says it
 	if !strings.Contains(said.String(), "waiting for /srv to write out") {
 		t.Errorf("it said %q", said.String())
 	}
+	v.u.mu.Unlock()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := v.flush(ctx, hang); !errors.Is(err, context.Canceled) {
