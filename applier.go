@@ -33,12 +33,12 @@ type applier struct {
 	key     [32]byte
 	conn    *transport.Conn // acknowledgements and credit go here
 	writers int
-	sparing bool // nobody knows whether something lies there: zeroes are always punched
-	log     *logbook
-	undo    saver // nil: what is overwritten is not saved
-	span    int64 // bytes the session is about
-	done    int64 // what the journal says is finished with; commit's alone
-	goesOn  bool  // the session is not over with the final generation
+	sparing bool     // nobody knows whether something lies there: zeroes are always punched
+	log     *logbook // nil: the volume is not touched by what is written
+	undo    saver    // nil: what is overwritten is not saved
+	span    int64    // bytes the session is about
+	done    int64    // what the journal says is finished with; commit's alone
+	goesOn  bool     // the session is not over with the final generation
 
 	jobs  chan writeJob
 	turns chan *generation // in order
@@ -302,7 +302,7 @@ func (a *applier) commit(ctx context.Context) error {
 // record notes in the journal what the source is finished with. After the final
 // generation of a session with nothing more to do the journal is ended anyway.
 func (a *applier) record(gen *generation) error {
-	if gen.done <= a.done || gen.final && !a.goesOn {
+	if a.log == nil || gen.done <= a.done || gen.final && !a.goesOn {
 		return nil
 	}
 	a.done = gen.done

@@ -63,7 +63,7 @@ func accepts(s state, k transport.Kind) bool {
 	}
 	switch s {
 	case stateGreeting:
-		return k == kindInfo || k == kindExtents
+		return k == kindInfo || k == kindExtents || k == kindAck
 	case stateWeighing:
 		// The lists that follow Info may still be on their way.
 		return k == kindNodeHashes
@@ -78,7 +78,7 @@ func accepts(s state, k transport.Kind) bool {
 	case stateChecking:
 		return k == kindDigests || k == kindCredit
 	case stateSealing:
-		return k == kindSealed || k == kindCredit
+		return k == kindSealed || k == kindCredit || k == kindAck
 	case stateClosing:
 		return k == kindBye
 	}

@@ -263,11 +263,13 @@ func newTargetOver(ctx context.Context, b Side, o Options, conns []*transport.Co
 		}
 		return conns[i], nil
 	}
-	return &target{
+	t := &target{
 		o: o, name: b.label(), link: conns[0], join: join, vol: vol, tree: tree, dirty: b.Dirty, writable: writable,
 		log:    logbook{path: b.Journal, files: b.journalFiles(), name: b.label()},
 		saveTo: savePlace{path: b.Undo, best: b.UndoBestEffort, files: b.undoAt},
-	}, nil
+	}
+	t.stageAt = stagePlace{dir: b.Stage, files: b.stageAt}
+	return t, nil
 }
 
 func (t *target) close() error { return t.tree.close() }

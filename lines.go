@@ -216,6 +216,10 @@ func sendError(c *transport.Conn, err error) {
 	if errors.As(err, &saving) {
 		m.Next = saving.Next()
 	}
+	var staging *stageError
+	if errors.As(err, &staging) {
+		m.Next = staging.Next()
+	}
 	var verify *VerifyError
 	if errors.As(err, &verify) {
 		m.Volume = verify.Volume

@@ -184,11 +184,14 @@ type live struct {
 	last    bool
 	still   *standstill // nil: the writers are not at rest
 	fixed   time.Duration
-	tracked bool  // the tracker holds all that differs
-	sealed  bool  // the epoch was moved on in this session
-	slowed  int   // how often the writers were slowed down
-	rate    int64 // that they are slowed down to, bytes a second
-	vain    int   // times that they were brought to rest in vain, since then
+	tracked bool // the tracker holds all that differs
+	staged  bool // the target is as it was until the session is sealed
+	waiting []stagedRound
+	since   cbt.Epoch // of the tracker, in this session
+	sealed  bool      // the epoch was moved on in this session
+	slowed  int       // how often the writers were slowed down
+	rate    int64     // that they are slowed down to, bytes a second
+	vain    int       // times that they were brought to rest in vain, since then
 	rep     LiveReport
 
 	unslowed error // why they are not slow any more, though they were
@@ -259,6 +262,9 @@ func (v *live) proven(sent int64, fixed time.Duration) error {
 	v.rep.Rounds = append(v.rep.Rounds, r)
 	v.sent = sent
 	switch {
+	case v.staged:
+		v.keep(proven)
+		return nil
 	case v.last:
 	case !v.tracked, v.sent > 0 && v.l.After != v.session:
 		// The first time that all that differs is in the tracker; or that the target
@@ -287,7 +293,7 @@ func (v *live) putBack(proven []cbt.Extent) error {
 // take begins a round: what the tracker holds now.
 func (v *live) take(ctx context.Context) ([]cbt.Extent, error) {
 	v.began, v.fixed, v.left = time.Now(), 0, extentList{}
-	t, err := v.l.Tracker.Take(ctx, v.l.Since)
+	t, err := v.l.Tracker.Take(ctx, v.since)
 	if err != nil {
 		return nil, fmt.Errorf("take what was written to %s: %w", v.name, err)
 	}

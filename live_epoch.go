@@ -24,6 +24,7 @@ func (v *live) begin(ctx context.Context) (*cbt.Map, error) {
 	}
 	v.began, v.defers = time.Now(), true
 	since, trust := v.l.Since, v.l.Tracker.Trust()
+	v.since = since
 	switch {
 	case since == 0:
 		v.doubt = cmp.Or(v.l.Unsynced, "no sync with this target is known")
@@ -46,6 +47,7 @@ func (v *live) begin(ctx context.Context) (*cbt.Map, error) {
 	err := v.l.Tracker.Seal(start)
 	lost := err != nil
 	if !lost {
+		v.since = start
 		v.taken, err = v.l.Tracker.Take(ctx, start)
 		lost = errors.Is(err, cbt.ErrEpochLost) // what no new epoch puts right
 	}
@@ -129,7 +131,7 @@ func (v *live) seal(proven []cbt.Extent, after [16]byte, left string) error {
 		return fmt.Errorf("begin epoch %d of %s: %w", e, v.name, err)
 	}
 	v.tracked, v.sealed = true, true
-	v.l.Since, v.l.After, v.l.Left, v.rep.Epoch = e, after, left, e
+	v.since, v.l.Since, v.l.After, v.l.Left, v.rep.Epoch = e, e, after, left, e
 	if v.l.Sealed == nil {
 		return nil
 	}

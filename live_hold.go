@@ -163,18 +163,21 @@ func (v *live) held(ctx context.Context) error {
 // what was written since is in the tracker, or it says that it cannot vouch. Then
 // it is no fault of this session, which is over, but the next has to compare.
 func (v *live) release(left string) (*LiveReport, error) {
-	pause, err := v.letGo()
-	if err != nil {
-		return nil, err
+	if !v.staged {
+		if err := v.rest(); err != nil {
+			return nil, err
+		}
 	}
-	v.rep.PauseMS = milliseconds(pause)
 	if !v.rounds() {
 		return &v.rep, nil
 	}
 	if v.l.Round != nil {
 		v.l.Round(v.rep.Rounds[len(v.rep.Rounds)-1])
 	}
-	err = v.seal(nil, v.session, left)
+	err := v.unkeep(true)
+	if err == nil {
+		err = v.seal(nil, v.session, left)
+	}
 	if errors.Is(err, cbt.ErrEpochLost) {
 		v.rep.Epoch, err = 0, nil
 		if v.events.Note != nil {
@@ -210,7 +213,7 @@ func (v *live) over(ctx context.Context) error {
 	if !v.rounds() {
 		return err
 	}
-	err = errors.Join(err, v.putBack(nil))
+	err = errors.Join(err, v.putBack(nil), v.unkeep(false))
 	if t, ok := v.l.Tracker.(interface{ Rest(context.Context) error }); ok {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), restTime)
 		defer cancel()

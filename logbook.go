@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -37,6 +38,10 @@ type logbook struct {
 	doubt     bool     // nothing vouches for what it holds
 	unwatched bool     // with found: nothing says whether the target was written since
 	kept      bool     // nobody has written the target since the session that the source is after
+	staged    bool     // the session is staged: it goes on with nothing
+	redone    bool     // what another one had staged was just applied
+
+	redoneAfter [16]byte // but for that, the target is as this session left it; zeroes: not known
 
 	mu      sync.Mutex
 	file    *journal.File // nil until something is recorded
@@ -85,9 +90,10 @@ func (b *logbook) look(start *message.Start, mine message.VolumeInfo, vol *meter
 		}
 	}
 	switch {
+	case b.staged:
 	case why == "":
 		b.found = rec
-	case start.Resume == resumeMust:
+	case start.Resume == resumeMust && !b.redone:
 		return &RefusedError{Volume: b.name, Reason: why, Next: "sync without --resume: both sides will be compared"}
 	}
 	return nil
@@ -101,7 +107,7 @@ func (b *logbook) weigh(rec *journal.Record, start *message.Start, vol *meter) (
 		b.marked, b.doubt = b.there, b.there
 		return "", nil
 	}
-	b.spent, b.marked = rec.Touched, rec.Touched && !rec.Complete
+	b.spent, b.marked = rec.Touched || b.redone, rec.Touched && !rec.Complete
 	if b.marked {
 		b.markedBy = rec.Run
 	}
@@ -132,6 +138,10 @@ func (b *logbook) weigh(rec *journal.Record, start *message.Start, vol *meter) (
 // after settles whether the target is as the session left it that the source is
 // after: by that one's journal if it did not come to its end, else by its stamp.
 func (b *logbook) after(rec *journal.Record, start *message.Start, vol *meter) error {
+	if b.redone && b.redoneAfter == start.After && start.After != [16]byte{} {
+		b.kept = true
+		return nil
+	}
 	left := start.Left
 	if rec != nil {
 		left = rec.Left
@@ -192,14 +202,25 @@ func (b *logbook) accept(start *message.Start, plan *message.Plan, mine message.
 }
 
 // touch records, before the first byte is overwritten, that the target is
-// inconsistent from now on. It is durable when touch returns.
+// inconsistent from now on. It is durable when touch returns. Nil is of a session
+// that is staged.
 func (b *logbook) touch() error {
-	if b.touched.Load() {
+	if b == nil || b.touched.Load() {
 		return nil
 	}
 	return b.note(func(r *journal.Record) bool {
 		r.Touched = true
 		return !b.touched.Load()
+	})
+}
+
+// enact records that the target is being made equal to the stage at path: it is
+// inconsistent from now on, and whoever comes next finishes that. saved is how much
+// of an undo log is durable.
+func (b *logbook) enact(path string, saved int64) error {
+	return b.note(func(r *journal.Record) bool {
+		r.Touched, r.Stage, r.Saved = true, path, saved
+		return true
 	})
 }
 
@@ -224,7 +245,7 @@ func (b *logbook) reach(done, written, saved int64) error {
 // The journal stays until the source has heard that (gone).
 func (b *logbook) complete(size int64) error {
 	return b.note(func(r *journal.Record) bool {
-		r.Complete, r.Suspect, r.Done = true, false, size
+		r.Complete, r.Suspect, r.Done, r.Stage = true, false, size, ""
 		// What left no trace needs no end, unless an older session did.
 		return b.file != nil || b.there
 	})
@@ -351,6 +372,12 @@ func refuseInconsistent(s Side) error {
 			Reason: fmt.Sprintf("a sync from %s onto it found at %s that its medium does not hold what it should (%s)",
 				rec.Source.Name, rec.Updated.Format(time.DateTime), s.Journal),
 			Next: "sync onto it again, or use it as it is (--allow-inconsistent)"}
+	}
+	if rec.Stage != "" {
+		return &RefusedError{Volume: s.label(),
+			Reason: fmt.Sprintf("a staged sync from %s was being applied to it when it was interrupted at %s, so it holds neither its old content nor that one's (%s)",
+				rec.Source.Name, rec.Updated.Format(time.DateTime), s.Journal),
+			Next: fmt.Sprintf("finish that first: failback apply TARGET %s; or use it as it is (--allow-inconsistent)", filepath.Dir(rec.Stage))}
 	}
 	return &RefusedError{Volume: s.label(),
 		Reason: fmt.Sprintf("a sync from %s onto it was interrupted at %s, so it holds neither its old content nor that one's (%s)",

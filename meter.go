@@ -67,7 +67,9 @@ func (m *meter) checkRead(count *atomic.Int64, n, want int, off int64, err error
 
 // named says what was tried, unless the volume has said so itself.
 func (m *meter) named(err error, what string) error {
-	if _, ok := m.v.(*Disk); ok && err != io.ErrUnexpectedEOF && err != io.ErrShortWrite {
+	_, disk := m.v.(*Disk)
+	_, stage := m.v.(*stage)
+	if (disk || stage) && err != io.ErrUnexpectedEOF && err != io.ErrShortWrite {
 		return err
 	}
 	return fmt.Errorf("%s: %w", what, err)

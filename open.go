@@ -145,7 +145,7 @@ func (j *job) assign(ctx context.Context, far *reached, a, b Side, target messag
 		Mode: uint8(j.mode), Codec: j.o.Codec, Limit: j.o.Limit, Streams: uint8(j.o.Streams), Window: uint32(j.o.Window),
 		Leaf: uint32(j.o.Leaf), Verify: uint8(j.o.Verify), Seal: uint8(j.o.Seal), Rung: uint8(j.o.Rung),
 		AllowLarger: j.o.AllowLarger, DryRun: j.o.DryRun, Dirty: a.Dirty != nil || b.Dirty != nil,
-		Resume: j.resume, Medium: j.medium, Undo: j.o.undo(), Checkpoint: uint32(min(j.o.Checkpoint.Milliseconds(), math.MaxUint32)),
+		Resume: j.resume, Medium: j.medium, Undo: j.o.undo(), Stage: j.o.Stage, Checkpoint: uint32(min(j.o.Checkpoint.Milliseconds(), math.MaxUint32)),
 	}
 	err := c.During(ctx, func(context.Context) error { // it may not read
 		err := c.Send(kindTask, t.Append(nil))

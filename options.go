@@ -43,9 +43,15 @@ type Side struct {
 	Undo string
 	// UndoBestEffort goes on without when that is no longer possible.
 	UndoBestEffort bool
+	// Stage is a directory in which a target gathers what a [Sync] writes, empty for
+	// none. It is applied when it is whole, durable and proven: until then the target
+	// is as it was, whatever happens, and from then on it is going to be what it is
+	// to be. It takes a Journal, and room for what differs.
+	Stage string
 
-	files  journal.Files // where Journal lies; nil: on this machine
-	undoAt undoFiles     // where Undo lies, likewise
+	files   journal.Files // where Journal lies; nil: on this machine
+	undoAt  undoFiles     // where Undo lies, likewise
+	stageAt stageFiles    // where Stage lies, likewise
 }
 
 func (s Side) label() string {
@@ -113,6 +119,9 @@ type Options struct {
 	Undo bool
 	// UndoBestEffort has it go on without when that is no longer possible.
 	UndoBestEffort bool
+	// Stage asks a target at a peer to gather what is written beside its volume, where
+	// its server has a place for that, and to apply it when it is whole (Side.Stage).
+	Stage bool
 	// Live has a Sync copy a source at hand while it is being written; nil:
 	// nobody writes it.
 	Live   *Live
@@ -170,7 +179,7 @@ func (e Events) oneAtATime() Events {
 
 // Progress is how far a session is. Bytes.
 type Progress struct {
-	Phase     string        // "plan", "transfer", "flush", "verify", "seal"
+	Phase     string        // "plan", "transfer", "flush", "verify", "seal"; "apply": a stage is, the target is written
 	Done      int64         // candidate bytes compared and, where they differed, sent
 	Total     int64         // candidate bytes
 	Divergent int64         // found so far

@@ -51,8 +51,11 @@ type Report struct {
 	UndoBytes int64 `json:"undo_bytes"`
 	// UnsavedBytes is how much was overwritten without, because no more could be
 	// saved: the undo log has a gap.
-	UnsavedBytes int64   `json:"unsaved_bytes"`
-	Seconds      Seconds `json:"seconds"`
+	UnsavedBytes int64 `json:"unsaved_bytes"`
+	// StagedBytes is how much was gathered beside the target, and applied when it
+	// was whole.
+	StagedBytes int64   `json:"staged_bytes"`
+	Seconds     Seconds `json:"seconds"`
 	// Live is what a session did whose source was written meanwhile, else nil.
 	Live *LiveReport `json:"live,omitempty"`
 
@@ -64,13 +67,15 @@ type Report struct {
 }
 
 // Seconds is where a session's time went. Transfer is comparing and sending,
-// which overlap; Flush is making the last of it durable and reading it back.
+// which overlap; Flush is making the last of it durable and reading it back. Apply,
+// which is a part of Seal, is making of the target what was staged.
 type Seconds struct {
 	Plan     float64 `json:"plan"`
 	Transfer float64 `json:"transfer"`
 	Flush    float64 `json:"flush"`
 	Verify   float64 `json:"verify"`
 	Seal     float64 `json:"seal"`
+	Apply    float64 `json:"apply"`
 	Total    float64 `json:"total"`
 }
 

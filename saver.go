@@ -36,6 +36,13 @@ type savePlace struct {
 	files    undoFiles // nil: on this machine
 }
 
+func (p savePlace) on() undoFiles {
+	if p.files == nil {
+		return undoDisk{}
+	}
+	return p.files
+}
+
 // openUndo begins or goes on with the undo log of a session that writes.
 func (t *target) openUndo() error {
 	run := t.log.rec.Run
@@ -78,7 +85,7 @@ func (t *target) openUndo() error {
 		return t.withoutUndo(err)
 	}
 	w.note = t.o.Events.Note
-	t.undo = w
+	t.undo, t.blank = w, w.count == 0
 	return nil
 }
 
@@ -118,10 +125,7 @@ func (t *target) undoWriter(path string, run [16]byte) (*undoWriter, error) {
 	if chain := t.log.found; chain != nil && chain.Undo != "" {
 		f.Known, f.Saved = true, chain.Saved
 	}
-	files := t.saveTo.files
-	if files == nil {
-		files = undoDisk{}
-	}
+	files := t.saveTo.on()
 	if t.start.Resume != resumeNot {
 		w, err := resumeUndo(files, path, f)
 		if f.Known || !errors.Is(err, fs.ErrNotExist) {

@@ -196,7 +196,7 @@ func (v *visit) target(ctx context.Context) error {
 		return err
 	}
 	t.join, t.session, t.report.unread = v.join, v.open.Session, true
-	t.saveTo.onDemand = true
+	t.saveTo.onDemand, t.stageAt.onDemand = true, true
 	_, err = t.run(ctx)
 	return errors.Join(err, t.close())
 }
@@ -269,7 +269,7 @@ func taskOptions(t message.Task, o Options) (Options, error) {
 	if t.Checkpoint > 0 {
 		o.Checkpoint = time.Duration(t.Checkpoint) * time.Millisecond
 	}
-	o.Undo, o.UndoBestEffort = t.Undo != 0, t.Undo == undoBest
+	o.Undo, o.UndoBestEffort, o.Stage = t.Undo != 0, t.Undo == undoBest, t.Stage
 	if t.Limit > 0 && (o.Limit == 0 || t.Limit < o.Limit) {
 		o.Limit = t.Limit
 	}

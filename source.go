@@ -25,8 +25,9 @@ type source struct {
 	tree    *kept             // the source's kept tree
 	peer    *kept             // the target's kept tree, where it lies with the source
 	dirty   *cbt.Map
-	near    bool  // the target is in this process
-	live    *live // nil: nobody writes the source, or is to
+	near    bool          // the target is in this process
+	applied stageProgress // of what is staged at the target, as it tells
+	live    *live         // nil: nobody writes the source, or is to
 	resume  uint8
 	medium  bool // the target compares with its medium
 	// peerDirty is the target's map, where the caller has it and no tree of it.
@@ -219,6 +220,9 @@ func (s *source) take(ctx context.Context, f *transport.Frame) error {
 		var m message.Ack
 		if err := m.Decode(p); err != nil {
 			return err
+		}
+		if st := state(s.state.Load()); st == stateGreeting || st == stateSealing {
+			return s.takeApplied(st, m)
 		}
 		return s.takeAck(m)
 	}

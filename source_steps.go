@@ -35,7 +35,7 @@ func (s *source) greet(ctx context.Context) error {
 		AllowLarger: s.o.AllowLarger, DryRun: s.o.DryRun, Streams: uint8(len(s.links)),
 		// Where both sides know their holes, these need no reading.
 		Allocated: (mine.sparse || s.vol == nil || s.o.Rung == RungAllocated) && !s.exact(),
-		Resume:    s.resume, Medium: s.medium, Undo: s.o.undo(), Stamp: s.facts.stamp,
+		Resume:    s.resume, Medium: s.medium, Undo: s.o.undo(), Stage: s.o.Stage, Stamp: s.facts.stamp,
 	}
 	if s.live != nil && s.dirty != nil {
 		start.After, start.Left = s.live.l.After, clip(s.live.l.Left)
@@ -65,6 +65,9 @@ func (s *source) exact() bool {
 func (s *source) learn(ctx context.Context, allocated bool) error {
 	if s.live != nil && s.dirty != nil && s.live.strayed(&s.facts.info) {
 		s.dirty, s.facts.mine.mapped, s.facts.mine.dirty = nil, false, nil
+	}
+	if err := s.restage(ctx); err != nil {
+		return err
 	}
 	v := s.facts.info.Volume
 	theirs := position{name: v.Name, size: v.Size, sparse: v.Sparse && allocated, mapped: v.Mapped}
@@ -332,6 +335,11 @@ func (s *source) seal(ctx context.Context) error {
 			return err
 		}
 	}
+	if s.facts.info.Staged {
+		if err := s.staged(); err != nil {
+			return err
+		}
+	}
 	m := message.Seal{Stats: stats(s.vol)}
 	if s.o.Seal != 0 && s.mode == modeSync && !s.o.DryRun {
 		m.Algorithm, m.Root = uint8(s.o.Seal), s.facts.root
@@ -386,6 +394,7 @@ func (s *source) conclude(sealed uint8) {
 		r.SourceReadBytes = s.vol.read.Load()
 	}
 	r.DivergentBytes = s.out.stats.divergent.Load()
+	r.StagedBytes, r.Seconds.Apply = t.staged, float64(t.applying)/1e9
 	r.ResumedFrom, r.UndoBytes, r.UnsavedBytes = s.facts.from, t.saved, t.unsaved
 	r.RawBytes = s.out.stats.raw.Load()
 	r.ZeroBytes = s.out.stats.zero.Load()
@@ -468,6 +477,9 @@ func (s *source) progress() Progress {
 	p := Progress{Done: s.settled.Load(), Total: s.total.Load(), Elapsed: time.Since(s.began)}
 	if phase := s.phase.Load(); phase != nil {
 		p.Phase = *phase
+	}
+	if p.Phase == phaseApply {
+		p = s.applied.progress(s.began)
 	}
 	if s.out != nil {
 		p.Divergent, p.Raw = s.out.stats.divergent.Load(), s.out.stats.raw.Load()

@@ -15,6 +15,8 @@ const (
 	statVerified = 4
 	statSaved    = 5
 	statUnsaved  = 6
+	statStaged   = 7
+	statApplying = 8 // nanoseconds
 )
 
 // stats says what a side's volume has done.
@@ -33,7 +35,7 @@ func stats(m *meter) []message.Stat {
 }
 
 // targetStats is what the target counted.
-type targetStats struct{ read, written, zeroed, verified, saved, unsaved int64 }
+type targetStats struct{ read, written, zeroed, verified, saved, unsaved, staged, applying int64 }
 
 func targetStatsOf(list []message.Stat) targetStats {
 	var t targetStats
@@ -52,6 +54,10 @@ func targetStatsOf(list []message.Stat) targetStats {
 			t.saved = v
 		case statUnsaved:
 			t.unsaved = v
+		case statStaged:
+			t.staged = v
+		case statApplying:
+			t.applying = v
 		}
 	}
 	return t

@@ -103,6 +103,7 @@ type target struct {
 	log      logbook
 	saveTo   savePlace
 	undo     saver // nil: what is overwritten is not saved
+	staging        // if the session is staged, vol is the stage over the volume
 
 	began   time.Time
 	state   targetState // of the control link; its receiver's alone
@@ -144,16 +145,13 @@ func (t *target) run(ctx context.Context) (*Report, error) {
 	})
 	err := l.wait(ctx, g)
 	t.sealer.discard()
-	if t.writes() {
-		err = errors.Join(err, t.log.leave(t.vol, err))
-	}
-	err = errors.Join(err, t.closeUndo(), t.log.close())
+	err = errors.Join(err, t.leave(err), t.closeUndo(), t.log.close())
 	if err != nil {
 		return nil, err
 	}
 	r, err := t.report.decode()
 	if err == nil && t.asked != nil {
-		err = t.asked.believe(r, evidence{start: &t.start, plan: &t.plan, size: t.vol.v.Size(), target: t.vol, root: t.root})
+		err = t.asked.believe(r, t.evidence())
 	}
 	if err != nil {
 		return nil, err
@@ -246,12 +244,12 @@ func (t *target) handle(ctx context.Context, g *errgroup.Group, f *transport.Fra
 	case kindPass:
 		return t.passed()
 	case kindSeal:
-		return t.seal(ctx, p)
+		return t.seal(ctx, g, p)
 	case kindReport:
 		return t.report.add(p)
 	}
 	// The source has heard that both sides are equal: nobody will go on with this.
-	if err := t.log.gone(); err != nil {
+	if err := t.gone(); err != nil {
 		return err
 	}
 	t.lines.over.Store(true) // the source may close any link once it has our word
@@ -299,13 +297,13 @@ func (t *target) greet(ctx context.Context, g *errgroup.Group, p []byte) error {
 	}
 	t.facts = position{name: t.name, size: t.vol.v.Size()}
 	if mode(t.start.Mode) == modeSync {
-		if err := t.log.look(&t.start, volumeInfo(t.facts, t.vol), t.vol); err != nil {
+		if err := t.look(ctx); err != nil {
 			return err
 		}
 	}
 	if t.start.Allocated {
 		var err error
-		if t.facts.allocated, t.facts.sparse, err = t.vol.allocated(ctx); err != nil {
+		if t.facts.allocated, t.facts.sparse, err = t.allocated(ctx); err != nil {
 			return err
 		}
 	}
@@ -315,7 +313,7 @@ func (t *target) greet(ctx context.Context, g *errgroup.Group, p []byte) error {
 	if t.dirty != nil {
 		t.facts.mapped, t.facts.dirty = true, t.dirty.Extents()
 	}
-	m := message.Info{Volume: volumeInfo(t.facts, t.vol)}
+	m := message.Info{Volume: volumeInfo(t.facts, t.vol), Staged: t.stage != nil}
 	t.log.offer(&m)
 	if _, err := rand.Read(m.Share[:]); err != nil {
 		return err
@@ -477,7 +475,8 @@ func (t *target) begin(ctx context.Context, g *errgroup.Group) error {
 		a.vol, a.layout, a.key, a.conn = t.vol, l, t.key, t.link
 		a.writers, a.window, a.most = 2*t.o.Workers, t.o.Window, cbt.Total(l.candidates)
 		a.sparing = t.plan.Level == 0
-		a.log, a.undo, a.done, a.span = &t.log, t.undo, t.plan.Resume, t.span()
+		a.done, a.span = t.plan.Resume, t.span()
+		a.log, a.undo = t.keepers()
 		a.goesOn = Verification(t.plan.Verify) == VerifyFull || t.plan.Seal != 0
 		t.apply.Store(a)
 		g.Go(func() error { return a.run(ctx) })

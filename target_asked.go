@@ -22,6 +22,8 @@ func (j *job) holdStart(m *message.Start) error {
 		return protocolf("start with resume %d, asked for was %d", m.Resume, j.resume)
 	case m.Medium != j.medium:
 		return protocolf("start with a comparison of the medium %t, asked for was %t", m.Medium, j.medium)
+	case m.Stage != j.o.Stage:
+		return protocolf("start with stage %t, asked for was %t", m.Stage, j.o.Stage)
 	case m.Undo != j.o.undo():
 		return protocolf("start with undo %d, asked for was %d", m.Undo, j.o.undo())
 	}
@@ -79,8 +81,10 @@ func (j *job) holdPass(m *message.Pass) error {
 type evidence struct {
 	start  *message.Start
 	plan   *message.Plan
-	size   int64        // bytes of the target
-	target *meter       // nil: it is at a peer too
+	size   int64  // bytes of the target
+	target *meter // nil: it is at a peer too
+	name   string // of the target
+	staged *stageProgress
 	root   *merkle.Hash // of a target here that was sealed and agreed; else nil
 }
 
@@ -92,7 +96,8 @@ func (j *job) believe(r *Report, e evidence) error {
 	}
 	r.Rung, r.Reason, r.Attempts = Rung(e.plan.Rung).String(), e.plan.Reason, 0
 	if m := e.target; m != nil {
-		r.Target = m.name
+		r.Target = e.name
+		r.StagedBytes, r.Seconds.Apply = e.staged.total.Load(), float64(e.staged.nanoseconds())/1e9
 		r.TargetReadBytes, r.TargetWrittenBytes, r.TargetVerifiedBytes = m.read.Load(), m.written.Load(), m.verified.Load()
 		r.UndoBytes, r.UnsavedBytes = m.saved.Load(), m.unsaved.Load()
 	}

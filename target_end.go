@@ -5,12 +5,14 @@ import (
 	"errors"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/failback/failback/merkle"
 	"github.com/failback/failback/transport/message"
 )
 
 // seal answers with this side's root and figures.
-func (t *target) seal(ctx context.Context, p []byte) error {
+func (t *target) seal(ctx context.Context, g *errgroup.Group, p []byte) error {
 	var m message.Seal
 	if err := m.Decode(p); err != nil {
 		return err
@@ -19,7 +21,7 @@ func (t *target) seal(ctx context.Context, p []byte) error {
 		return err
 	}
 	t.respond.Load().stop()
-	out := message.Sealed{Algorithm: m.Algorithm, Stats: stats(t.vol)}
+	out := message.Sealed{Algorithm: m.Algorithm}
 	if m.Algorithm != 0 {
 		if t.sealer == nil || merkle.Algorithm(t.pass.Digest) != merkle.Algorithm(m.Algorithm) {
 			return protocolf("seal without a pass over the volume")
@@ -33,6 +35,9 @@ func (t *target) seal(ctx context.Context, p []byte) error {
 			t.root = &root
 		}
 	}
+	if t.stage != nil {
+		return t.sealStaged(ctx, g, out, out.Root == m.Root)
+	}
 	if t.writes() {
 		if err := t.settled(out.Root == m.Root); err != nil {
 			return err
@@ -43,6 +48,7 @@ func (t *target) seal(ctx context.Context, p []byte) error {
 		}
 		out.Stamp = clip(stamp)
 	}
+	out.Stats = stats(t.vol)
 	return t.link.Send(kindSealed, out.Append(nil))
 }
 
@@ -80,6 +86,9 @@ func (t *target) progress() Progress {
 	if a := t.apply.Load(); a != nil {
 		p.Raw = a.received.Load()
 		p.Divergent = p.Raw
+	}
+	if t.applied.began.Load() != 0 {
+		p = t.applied.progress(t.began)
 	}
 	st := t.link.Stats()
 	p.Wire = st.BytesIn + st.BytesOut

@@ -106,7 +106,7 @@ A volume is an image file or a block device, here or elsewhere:
 		RunE:          a.group,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(a.syncCommand(), a.diffCommand(), a.verifyCommand(), a.digestCommand(), a.serveCommand(), a.resumeInfoCommand(), a.undoCommand(),
+	root.AddCommand(a.syncCommand(), a.diffCommand(), a.verifyCommand(), a.digestCommand(), a.serveCommand(), a.resumeInfoCommand(), a.undoCommand(), a.applyCommand(),
 		a.trackCommand(), a.mapCommand(), a.pkiCommand(), a.demoCommand(), a.versionCommand(), a.holdCommand(), a.throttleCommand())
 	return root
 }

@@ -41,7 +41,7 @@ func TestDocumented(t *testing.T) {
 		}
 	}
 	for _, v := range []any{
-		failure{}, failback.Report{}, failback.Seconds{}, failback.LiveReport{}, failback.Round{}, compareJSON{}, extent{}, digestJSON{}, mapJSON{}, mapExtent{}, trackJSON{}, trackVolume{}, checkpoint{}, trackFeature{}, trackExtentsJSON{}, savedMap{}, pkiJSON{}, versionJSON{}, resumeJSON{}, undoJSON{}, demo.Result{},
+		failure{}, failback.Report{}, failback.Seconds{}, failback.LiveReport{}, failback.Round{}, compareJSON{}, extent{}, digestJSON{}, mapJSON{}, mapExtent{}, trackJSON{}, trackVolume{}, checkpoint{}, trackFeature{}, trackExtentsJSON{}, savedMap{}, pkiJSON{}, versionJSON{}, resumeJSON{}, undoJSON{}, applyJSON{}, demo.Result{},
 	} {
 		for _, member := range members(reflect.TypeOf(v)) {
 			if !strings.Contains(text, "`"+member+"`") && !strings.Contains(text, `"`+member+`"`) {

@@ -210,6 +210,11 @@ func (e exposed) open(write bool, keep keeping) (failback.Served, error) {
 		return failback.Served{}, err
 	}
 	side := failback.Side{Volume: d, Name: e.name, Tree: e.tree, TrustTree: e.tree != "", Undo: keep.undo}
+	if write && keep.stage != "" {
+		if side.Stage, err = makeStageDir(keep.stage, e.name); err != nil {
+			return failback.Served{}, errors.Join(err, d.Close())
+		}
+	}
 	if side.Journal, err = keep.place.journal(d, e.path, write); err != nil {
 		return failback.Served{}, errors.Join(err, d.Close())
 	}
@@ -220,6 +225,7 @@ func (e exposed) open(write bool, keep keeping) (failback.Served, error) {
 type keeping struct {
 	place placeFlags
 	undo  string // a directory, or a file; "": no undo logs
+	stage string // a directory; "": no stages
 }
 
 // check finds out at the start what would only be found when a peer comes. A

@@ -91,14 +91,14 @@ func TestFailureText(t *testing.T) {
 
 func TestSyncOutcome(t *testing.T) {
 	refused := &failback.RefusedError{Volume: "b"}
-	if got := (&syncFlags{}).outcome(refused, "b", true); got != error(refused) {
+	if got := (&syncFlags{}).outcome(refused, "b", true, false); got != error(refused) {
 		t.Errorf("a refusal touches nothing, yet: %v", got)
 	}
 	var out *outcomeError
-	if err := (&syncFlags{}).outcome(errors.New("x"), "b", false); !errors.As(err, &out) || !strings.Contains(out.state, "nothing was written") {
+	if err := (&syncFlags{}).outcome(errors.New("x"), "b", false, false); !errors.As(err, &out) || !strings.Contains(out.state, "nothing was written") {
 		t.Errorf("before the plan: %+v", out)
 	}
-	if err := (&syncFlags{}).outcome(errors.New("x"), "b", true); !errors.As(err, &out) || !strings.Contains(out.state, "a part of the change") {
+	if err := (&syncFlags{}).outcome(errors.New("x"), "b", true, false); !errors.As(err, &out) || !strings.Contains(out.state, "a part of the change") {
 		t.Errorf("after the plan: %+v", out)
 	}
 }

@@ -218,7 +218,7 @@ func (l *liveFlags) refuse(source string, err error) error {
 
 // written is what this process writes during the pause.
 func (v *liveSync) written(s *syncFlags, dst *side) []string {
-	paths := []string{dst.Journal, s.fall.undo}
+	paths := []string{dst.Journal, s.fall.undo, dst.Stage}
 	if dst.disk != nil {
 		paths = append(paths, dst.arg)
 	}

@@ -79,6 +79,7 @@ type recoverFlags struct {
 	retryFor, checkpoint                    time.Duration
 	undo                                    string
 	undoServed, undoBest, allowInconsistent bool
+	stage                                   stageFlags
 }
 
 func (r *recoverFlags) add(c *cobra.Command) {
@@ -91,6 +92,7 @@ func (r *recoverFlags) add(c *cobra.Command) {
 	f.BoolVar(&r.undoServed, "undo-served", false, "the server of TARGET saves what is overwritten, where its --undo says")
 	f.BoolVar(&r.undoBest, "undo-best-effort", false, "go on without when no more can be saved, and say so")
 	f.BoolVar(&r.allowInconsistent, "allow-inconsistent", false, "take SOURCE though a sync onto it was interrupted")
+	r.stage.add(c)
 	r.place.add(c)
 }
 
@@ -110,7 +112,7 @@ func (r *recoverFlags) check(target dial.Address) error {
 	case r.undo != "" && !target.Local() && target.Scheme != "ssh":
 		return usagef("--undo: the server of TARGET says where undo logs are kept: give --undo-served")
 	}
-	return nil
+	return r.stage.check(r, target)
 }
 
 // options adds to those of a session.
@@ -118,6 +120,7 @@ func (r *recoverFlags) options(o *failback.Options, remote bool) {
 	o.Resume, o.Repair, o.RetryFor, o.Checkpoint = r.resume, r.repair, r.retryFor, r.checkpoint
 	if remote {
 		o.Undo, o.UndoBestEffort = r.undo != "" || r.undoServed, r.undoBest
+		o.Stage = r.stage.on()
 	}
 }
 
@@ -129,6 +132,9 @@ func (r *recoverFlags) remoteArgs() []string {
 	}
 	if r.undo != "" {
 		args = append(args, "--undo", r.undo)
+	}
+	if r.stage.dir != "" {
+		args = append(args, "--stage", r.stage.dir)
 	}
 	return args
 }
@@ -146,6 +152,11 @@ func (r *recoverFlags) sides(src, dst *side, write bool) error {
 		return nil
 	}
 	dst.Undo, dst.UndoBestEffort = r.undo, r.undoBest
+	if write {
+		if err := r.stage.place(dst); err != nil {
+			return err
+		}
+	}
 	dst.Journal, err = r.place.journal(dst.disk, dst.arg, write)
 	return err
 }

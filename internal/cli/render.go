@@ -50,6 +50,7 @@ func syncLines(r *failback.Report) []line {
 		{"sent", sent(r)},
 		{"source i/o", humanBytes(r.SourceReadBytes) + " read"},
 		{"target i/o", fmt.Sprintf("%s read, %s written, %s read back", humanBytes(r.TargetReadBytes), humanBytes(r.TargetWrittenBytes), humanBytes(r.TargetVerifiedBytes))},
+		{"stage", stageLine(r)},
 		{"undo log", undoLine(r)},
 		{"live", liveLine(r)},
 		{"time", phases(r.Seconds)},

@@ -32,6 +32,7 @@ type resumeJSON struct {
 	Suspect        bool      `json:"suspect"`
 	Run            string    `json:"run"`
 	Undo           string    `json:"undo"`
+	Stage          string    `json:"stage"`
 	Started        time.Time `json:"started"`
 	Updated        time.Time `json:"updated"`
 }
@@ -63,7 +64,7 @@ func (a *app) resumeInfo(path string) error {
 		Source: r.Source.Name, SourceIdentity: r.Source.Identity, SourceStamp: r.Stamp, VolumeBytes: r.Source.Size,
 		Target: r.Target.Name, TargetIdentity: r.Target.Identity, TargetStamp: r.Left,
 		DoneBytes: r.Done, WrittenBytes: r.Written, Touched: r.Touched, Suspect: r.Suspect,
-		Run: hex.EncodeToString(r.Run[:]), Undo: r.Undo, Started: r.Started.UTC(), Updated: r.Updated.UTC(),
+		Run: hex.EncodeToString(r.Run[:]), Undo: r.Undo, Stage: r.Stage, Started: r.Started.UTC(), Updated: r.Updated.UTC(),
 	}
 	if r.Complete {
 		j.Result = "complete"
@@ -81,6 +82,7 @@ func (a *app) resumeInfo(path string) error {
 		{"begun", r.Started.Format(time.DateTime)},
 		{"updated", r.Updated.Format(time.DateTime)},
 		{"undo log", j.Undo},
+		{"stage", j.Stage},
 		{"run", j.Run},
 	})
 }
@@ -89,6 +91,8 @@ func resumeState(j resumeJSON) string {
 	switch {
 	case j.Result == "complete":
 		return "complete: both sides were equal; nothing is left to do"
+	case j.Stage != "" && j.Touched:
+		return "interrupted while a stage was applied: the next sync onto the target finishes that first, or failback apply"
 	case j.Suspect:
 		return "interrupted, and nothing vouches for what the target holds: the next sync compares all of it, on its medium"
 	case j.Touched:

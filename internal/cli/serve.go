@@ -83,6 +83,7 @@ Exit codes: 0 stopped by a signal (--stdio: the session went well), 2 usage, 3 f
 	fl.BoolVarP(&f.quiet, "quiet", "q", false, "print nothing but errors")
 	f.keep.place.add(c)
 	fl.StringVar(&f.keep.undo, "undo", "", "keep undo logs for peers that ask: in `DIR`, a file for each sync; with --stdio also a file")
+	fl.StringVar(&f.keep.stage, "stage", "", "for peers that ask: gather what differs in `DIR`, and apply it when it is whole")
 	f.link.addShared(c)
 	return a.runs(c, func(ctx context.Context, _ []string) error { return a.serve(ctx, &f) })
 }

@@ -154,7 +154,7 @@ func (a *app) sync(ctx context.Context, s *syncFlags, source, target string) err
 	case errors.As(err, &left) && closed == nil:
 		return a.leftover(left, s.out)
 	}
-	return s.outcome(errors.Join(err, closed), target, u.started() && !s.dryRun)
+	return s.outcome(errors.Join(err, closed), target, u.started() && !s.dryRun, u.applies())
 }
 
 // leftoverError says that a sync was done and proven, and what was set up for it could
@@ -265,11 +265,17 @@ func refuseMap(m *cbt.Map, flag string, of ...*side) error {
 
 // outcome says what the target holds after a sync that did not finish.
 // Before the plan is told not a byte moves (L3).
-func (s *syncFlags) outcome(err error, target string, moved bool) error {
+func (s *syncFlags) outcome(err error, target string, moved, applying bool) error {
 	var refused *failback.RefusedError
 	switch {
 	case errors.As(err, &refused):
 		return err
+	case s.fall.stage.on() && (moved || applying):
+		next := "see to that, then run the same command again"
+		if s.live.on {
+			next = s.live.next(err)
+		}
+		return s.fall.stage.outcome(err, target, next, applying)
 	case !moved:
 		return &outcomeError{err, target + " is as it was: nothing was written", "see to that, then run the same command again"}
 	}

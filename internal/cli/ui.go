@@ -24,6 +24,7 @@ type ui struct {
 	mu      sync.Mutex
 	drawn   bool // a progress line is on the screen
 	planned bool // the plan is known: from here on the target may change
+	applied bool // a stage was going to be applied: likewise, where there is one
 	phase   string
 	began   time.Time     // of step's work
 	drew    time.Duration // since then, when step drew last
@@ -118,6 +119,7 @@ func planLine(p failback.Plan) string {
 func (u *ui) progress(p failback.Progress) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	u.applied = u.applied || p.Phase == "apply"
 	if p.Phase != u.phase {
 		u.phase, u.samples = p.Phase, u.samples[:0]
 	}
@@ -191,4 +193,11 @@ func (u *ui) started() bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return u.planned
+}
+
+// applies reports whether the session got as far as applying a stage.
+func (u *ui) applies() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.applied
 }

@@ -84,6 +84,15 @@ func (f *File) WriteAt(p []byte, off int64) (n int, err error) {
 	return answered(n, err), err
 }
 
+// ReadMediumAt reads from the device, past the cache of the machine.
+func (f *File) ReadMediumAt(p []byte, off int64) (n int, err error) {
+	err = f.run(Event{Op: ReadMedium, Off: off, Len: int64(len(p))}, func(how alteration) error {
+		n, err = f.n.readMedium(p, off, how)
+		return err
+	})
+	return n, err
+}
+
 // ZeroAt makes n bytes at off zero, as far as the file goes.
 func (f *File) ZeroAt(off, n int64) error {
 	return f.run(Event{Op: Zero, Off: off, Len: n}, func(how alteration) error {

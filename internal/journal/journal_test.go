@@ -18,7 +18,7 @@ func example() Record {
 		Source: Volume{Size: 1 << 30, Identity: "wwid=1", Name: "/dev/vg/backup"},
 		Target: Volume{Size: 1<<30 + 512, Identity: "file:dev=1,ino=2", Name: "größe"},
 		Done:   1 << 20, Written: 12345, Started: time.Unix(1, 5), Updated: time.Unix(2, 7),
-		Basis: [32]byte{9}, Stamp: "file:mtime=1", Undo: "/var/lib/failback/x.fbu", Saved: 2048, Left: "file:mtime=2",
+		Basis: [32]byte{9}, Stamp: "file:mtime=1", Undo: "/var/lib/failback/x.fbu", Saved: 2048, Left: "file:mtime=2", Stage: "/var/lib/failback/stage/x.fbs",
 	}
 }
 
@@ -176,7 +176,11 @@ func TestBounds(t *testing.T) {
 	for name, change := range map[string]func(*Record){
 		"identity": func(r *Record) { r.Source.Identity = strings.Repeat("x", 256) },
 		"undo":     func(r *Record) { r.Undo = strings.Repeat("x", maxUndo+1) },
-		"left":     func(r *Record) { r.Left = strings.Repeat("x", 256) },
+		"stage":    func(r *Record) { r.Stage = strings.Repeat("x", maxUndo+1) },
+		"both": func(r *Record) {
+			r.Undo, r.Stage = strings.Repeat("x", maxUndo), strings.Repeat("y", maxUndo)
+		},
+		"left": func(r *Record) { r.Left = strings.Repeat("x", 256) },
 	} {
 		r := example()
 		change(&r)
@@ -189,6 +193,7 @@ func TestBounds(t *testing.T) {
 		*s = strings.Repeat("y", maxShort)
 	}
 	most.Undo = strings.Repeat("z", maxUndo)
+	most.Stage = strings.Repeat("z", 360)
 	path := filepath.Join(t.TempDir(), "j")
 	begin(t, path, most)
 	if got := mustRead(t, path); !reflect.DeepEqual(got, most) {

@@ -36,6 +36,7 @@ import (
 //	  +      stamp      str8, of the source when the run began
 //	  +      undo       str16, path of the undo log; empty if there is none
 //	  +      left       str8, stamp of the target when the session had ended; empty if it did not come to that
+//	  +      stage      str16, path of the stage that is being applied; empty if there is none
 //	  +                 zeroes
 //	4088   8 sum        xxhash64 of what is before it
 //
@@ -73,6 +74,10 @@ type Record struct {
 	// nobody of it wrote any more: another one since then tells of somebody else.
 	// Empty if it was killed, or the target has none.
 	Left string
+	// Stage is the path of a stage that holds all of what the session writes, whole
+	// and durable: with Touched the target is to be made equal to it. It and the path
+	// of the undo log share what room there is.
+	Stage string
 }
 
 // A Volume is what a journal knows of one side.
@@ -104,7 +109,7 @@ const (
 	flagSuspect   = 2
 
 	maxShort = 255  // bytes of an identity, a name, a stamp
-	maxUndo  = 2048 // bytes of the path of an undo log
+	maxUndo  = 2048 // bytes of the path of an undo log, or of a stage
 )
 
 // encode returns the slot that says r under the number seq.
@@ -144,6 +149,11 @@ func (r *Record) encode(seq uint64) ([]byte, error) {
 		return nil, fmt.Errorf("%d bytes of %.20q…, limit %d", len(r.Left), r.Left, maxShort)
 	}
 	b = append(append(b, byte(len(r.Left))), r.Left...)
+	if room := sumAt - len(b) - 2; len(r.Stage) > min(maxUndo, room) {
+		return nil, fmt.Errorf("path of the stage has %d bytes, limit %d", len(r.Stage), min(maxUndo, room))
+	}
+	b = binary.LittleEndian.AppendUint16(b, uint16(len(r.Stage)))
+	b = append(b, r.Stage...)
 	b = b[:slotSize]
 	binary.LittleEndian.PutUint64(b[sumAt:], xxhash.Sum64(b[:sumAt]))
 	return b, nil
@@ -177,7 +187,14 @@ func decode(b []byte) (*Record, uint64, error) {
 	}
 	at += 2 + undo
 	r.Undo = string(b[at-undo : at])
-	r.Left = string(b[at+1 : at+1+int(b[at])])
+	end := at + 1 + int(b[at])
+	r.Left = string(b[at+1 : end])
+	stage := int(binary.LittleEndian.Uint16(b[end:]))
+	at = end + 2
+	if stage > min(maxUndo, sumAt-at) {
+		return nil, 0, fmt.Errorf("%w: a path of %d bytes", ErrCorrupt, stage)
+	}
+	r.Stage = string(b[at : at+stage])
 	if err := r.check(); err != nil {
 		return nil, 0, err
 	}

@@ -30,9 +30,10 @@ func (m *Barrier) Decode(b []byte) error {
 }
 
 // Ack answers a [Barrier] once everything before it is durable, not sooner (L2).
+// Of a stage that is applied it says how far that is.
 //
 //	off size field
-//	  0    8 id         of the barrier
+//	  0    8 id         of the barrier; 0 of a stage that is applied
 //	  8    8 written    bytes written since the session began, at most 2^62
 //	 16    8 verified   bytes read back and found right, at most 2^62
 type Ack struct {

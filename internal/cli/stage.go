@@ -1,0 +1,189 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/failback/failback"
+	"github.com/failback/failback/transport/dial"
+)
+
+const schemaApply = "failback.apply/1"
+
+// stageFlags say where a sync gathers what differs before it is applied.
+type stageFlags struct {
+	dir    string
+	served bool
+}
+
+func (s *stageFlags) add(c *cobra.Command) {
+	f := c.Flags()
+	f.StringVar(&s.dir, "stage", "", "gather what differs in `DIR`, beside TARGET, and apply it when it is whole: TARGET is never in between; over ssh, a path there")
+	f.BoolVar(&s.served, "stage-served", false, "the server of TARGET does that, where its --stage says")
+}
+
+func (s *stageFlags) on() bool { return s.dir != "" || s.served }
+
+// check says what does not go together.
+func (s *stageFlags) check(r *recoverFlags, target dial.Address) error {
+	switch {
+	case s.dir != "" && s.served:
+		return usagef("--stage and --stage-served do not go together")
+	case s.served && target.Local():
+		return usagef("--stage-served is for a target that is served: give --stage DIR")
+	case s.dir != "" && !target.Local() && target.Scheme != "ssh":
+		return usagef("--stage: the server of TARGET says where stages are kept: give --stage-served")
+	case s.on() && r.place.noJournal:
+		return usagef("--stage: the journal says what is to be finished after a crash: leave out --no-journal")
+	case s.on() && r.resume:
+		return usagef("--stage: a staged sync is not resumed: it leaves TARGET as it was, or is finished from its stage; leave out --resume")
+	}
+	return nil
+}
+
+// place makes the directory, where the target is here.
+func (s *stageFlags) place(dst *side) error {
+	if s.dir == "" {
+		return nil
+	}
+	var err error
+	if dst.Stage, err = makeStageDir(s.dir, dst.arg); err != nil {
+		return err
+	}
+	return nil
+}
+
+// makeStageDir makes a directory for stages and returns its absolute path.
+func makeStageDir(dir, volume string) (string, error) {
+	abs, err := filepath.Abs(dir)
+	if err == nil {
+		err = os.MkdirAll(abs, 0o700)
+	}
+	if err != nil {
+		return "", &failback.RefusedError{Volume: volume, Reason: fmt.Sprintf("there is no place for its stage (%v)", err), Next: "name another directory (--stage DIR)"}
+	}
+	return abs, nil
+}
+
+// outcome says what the target holds after a staged sync that did not finish. Once
+// it was told to apply, only the target knows.
+func (s *stageFlags) outcome(err error, target, next string, applying bool) error {
+	if !applying {
+		return &outcomeError{err, target + " is as it was: what had come was only staged", next}
+	}
+	where := s.dir
+	if where == "" {
+		where = "DIR, there"
+	}
+	return &outcomeError{err, target + " is as it was, or is being made what it is to be: its journal says which, and then its stage holds all of it",
+		fmt.Sprintf("run the same command again: what was begun is finished first (or do only that, where TARGET is: failback apply TARGET %s)", where)}
+}
+
+type applyFlags struct {
+	out     outputFlags
+	place   placeFlags
+	discard bool
+}
+
+// applyJSON is what was done with a stage.
+type applyJSON struct {
+	Schema        string  `json:"schema"`
+	Result        string  `json:"result"` // applied, discarded
+	Target        string  `json:"target"`
+	Stage         string  `json:"stage"`
+	Source        string  `json:"source"`
+	StagedBytes   int64   `json:"staged_bytes"`
+	WrittenBytes  int64   `json:"written_bytes"`
+	VerifiedBytes int64   `json:"verified_bytes"`
+	Seconds       float64 `json:"seconds"`
+}
+
+func (a *app) applyCommand() *cobra.Command {
+	var f applyFlags
+	c := &cobra.Command{
+		Use:   "apply TARGET DIR",
+		Short: "Finish a staged sync that a crash interrupted while it was applied",
+		Long: `Finish a staged sync (sync --stage DIR) onto TARGET that a crash interrupted
+while it was applied: TARGET becomes what it was going to be, is synced and read
+back from the medium. The next sync onto TARGET does so by itself, first.
+
+The stage is read as a whole before the first byte is written: a damaged one is
+refused, with the place. Interrupted at any moment, the same command again
+finishes it. A sync that had only gathered leaves TARGET as it was and nothing to
+apply.
+
+  --discard   gives the stage up: TARGET stays as the crash has left it, marked
+              inconsistent, until a sync has made it equal to something
+
+Exit codes: 0 done, 2 usage, 3 failed, 4 refused (nothing was touched).`,
+		Example:     "  failback apply /dev/vg/standby /var/lib/failback/stage",
+		Args:        exactly(2, "TARGET DIR"),
+		Annotations: map[string]string{schemaKey: schemaApply},
+	}
+	c.Flags().BoolVar(&f.discard, "discard", false, "give up the stage of TARGET and remove it")
+	c.Flags().StringVar(&f.place.state, "state", "", "`DIR` where the journal of TARGET is, if the sync was told one")
+	a.addOutputFlags(c, &f.out)
+	return a.runs(c, func(ctx context.Context, args []string) error { return a.apply(ctx, &f, args[0], args[1]) })
+}
+
+func (a *app) apply(ctx context.Context, f *applyFlags, target, dir string) (err error) {
+	d, err := failback.Open(target, failback.OpenOptions{Write: true})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.Close()) }()
+	s := failback.Side{Volume: d, Name: target}
+	if s.Stage, err = filepath.Abs(dir); err != nil {
+		return err
+	}
+	if s.Journal, err = f.place.journal(d, target, false); err != nil {
+		return err
+	}
+	u := a.ui(f.out)
+	r, err := s.ApplyStage(ctx, failback.Options{Events: u.events()}, f.discard)
+	u.done()
+	var refused *failback.RefusedError
+	switch {
+	case errors.As(err, &refused):
+		return err
+	case err != nil:
+		return &outcomeError{err, target + " holds a part of the change and equals neither its old content nor the source; its stage holds all of it", "see to that, then run the same command again"}
+	}
+	return a.showApply(&applyJSON{Schema: schemaApply, Target: target, Stage: dir}, r, f.out)
+}
+
+// showApply tells what was done; r is nil of a stage that was given up.
+func (a *app) showApply(j *applyJSON, r *failback.Report, o outputFlags) error {
+	j.Result = "discarded"
+	words := "its stage is given up; it stays marked inconsistent until a sync has made it equal to something"
+	if r != nil {
+		j.Result, j.Source, j.StagedBytes, j.Seconds = "applied", r.Source, r.StagedBytes, r.Seconds.Apply
+		j.WrittenBytes, j.VerifiedBytes = r.TargetWrittenBytes, r.TargetVerifiedBytes
+		words = "what was staged is applied, proven by reading it back"
+	}
+	if a.json {
+		return writeJSON(a.stdout, j)
+	}
+	if o.quiet {
+		return nil
+	}
+	lines := []line{{"target", j.Target}, {"result", words}}
+	if r != nil {
+		lines = append(lines, line{"sync from", j.Source},
+			line{"applied", fmt.Sprintf("%s, %s written and %s read back in %s", humanBytes(j.StagedBytes), humanBytes(j.WrittenBytes), humanBytes(j.VerifiedBytes), seconds(j.Seconds))})
+	}
+	return writeLines(a.stdout, lines)
+}
+
+// stageLine says what a sync has staged.
+func stageLine(r *failback.Report) string {
+	if r.StagedBytes == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%s gathered beside the target, then applied in %s", humanBytes(r.StagedBytes), seconds(r.Seconds.Apply))
+}

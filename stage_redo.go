@@ -1,0 +1,223 @@
+package failback
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/failback/failback/internal/journal"
+)
+
+// A redo finishes what a crash has interrupted: a stage that was being applied.
+type redo struct {
+	name    string
+	journal string
+	logs    journal.Files
+	stages  stageFiles
+	note    func(string) // may be nil
+	p       *stageProgress
+	rec     journal.Record // as the journal has it
+	staged  *stage
+	// after is the session as which's end the target was found when the one that was
+	// interrupted began; zeroes unless nobody else can have written it since. What that
+	// one has staged its source holds for dirty until it hears of its end.
+	after [16]byte
+}
+
+// pendingStage returns what is to be finished at a target, nil if nothing is.
+func pendingStage(files journal.Files, path string) (*journal.Record, error) {
+	if path == "" {
+		return nil, nil
+	}
+	rec, err := journal.Read(files, path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, journal.ErrNotJournal), errors.Is(err, journal.ErrCorrupt):
+		return nil, nil // whoever syncs says what is to be said of that
+	case err != nil:
+		return nil, err
+	case rec.Stage == "" || !rec.Touched || rec.Complete:
+		return nil, nil
+	}
+	return rec, nil
+}
+
+// redo finishes what was interrupted onto the target, before anything else is
+// looked at.
+func (t *target) redo(ctx context.Context) error {
+	rec, err := pendingStage(t.log.files, t.log.path)
+	if rec == nil || err != nil {
+		return err
+	}
+	r := redo{name: t.name, journal: t.log.path, logs: t.log.files, stages: t.stageAt.on(), note: t.o.Events.Note, p: &t.redoing, rec: *rec}
+	err = lively(ctx, t.link, &t.redoing, func() error { return r.run(ctx, t.vol.v) })
+	t.log.redone, t.log.redoneAfter = true, r.after
+	return err
+}
+
+// run goes on with [target.enact], at its fourth step. What it did before the crash
+// it does again.
+//
+//  1. read the whole stage, from its medium: a damaged one touches nothing more
+//  2. replace the journal by one that says the same: what is read of it may never
+//     have become durable
+//  3. write what is staged to the target, sync that, read it back from the medium
+//  4. record that it is complete, or that it is in doubt for another reason
+//  5. remove the stage
+//
+// A crash before 4 leaves the mark, and all of it is done again.
+func (r *redo) run(ctx context.Context, target Volume) (err error) {
+	vol := &meter{v: target, name: r.name}
+	if r.staged, err = wholeStage(ctx, r.stages, r.rec.Stage, r.rec.Run, vol); err != nil {
+		if ctx.Err() != nil {
+			return err
+		}
+		return r.refuse(err)
+	}
+	r.p.total.Store(r.staged.staged())
+	r.p.began.Store(time.Now().UnixNano())
+	if r.rec.Left != "" {
+		now, err := vol.stamp()
+		if err != nil {
+			return errors.Join(err, r.staged.close())
+		}
+		// What somebody else has written since may lie anywhere.
+		r.rec.Suspect = r.rec.Suspect || now != r.rec.Left
+		if !r.rec.Suspect {
+			r.after = r.staged.h.after
+		}
+	}
+	r.rec.Left = ""
+	err = r.apply(ctx, vol)
+	if err = errors.Join(err, r.staged.close()); err != nil {
+		return err
+	}
+	r.p.ended.Store(time.Now().UnixNano())
+	if r.note != nil {
+		r.note(fmt.Sprintf("%s: a staged sync from %s, interrupted at %s while it was applied, is finished from its stage %s",
+			r.name, cleanText(r.rec.Source.Name), r.rec.Updated.Format(time.DateTime), r.rec.Stage))
+	}
+	if err := removeStage(r.stages, r.rec.Stage); err != nil && r.note != nil {
+		r.note(fmt.Sprintf("%v: it is of no use any more, and the next staged sync drops it", err))
+	}
+	return nil
+}
+
+func (r *redo) apply(ctx context.Context, vol *meter) error {
+	j, err := journal.Begin(r.logs, r.journal, r.rec)
+	if err != nil {
+		return err
+	}
+	end := r.rec
+	if err = r.staged.apply(ctx, vol, r.p); err == nil {
+		end.Stage, end.Undo, end.Saved, end.Updated = "", "", 0, time.Now()
+		if end.Suspect {
+			end.Touched, end.Done = false, 0
+		} else {
+			end.Complete, end.Done = true, min(end.Source.Size, end.Target.Size)
+		}
+		err = j.Commit(end)
+	} else if isWrong(err) {
+		end.Suspect, end.Done = true, 0
+		err = errors.Join(err, j.Commit(end))
+	}
+	return errors.Join(err, j.Close())
+}
+
+// refuse says what to do about a stage that is gone or damaged.
+func (r *redo) refuse(err error) error {
+	return &RefusedError{Volume: r.name, cause: err,
+		Reason: fmt.Sprintf("a staged sync from %s was being applied to it when it was interrupted, and it cannot be finished (%v)", cleanText(r.rec.Source.Name), err),
+		Next:   fmt.Sprintf("bring the stage back as it was; or give it up (failback apply --discard TARGET %s) and sync anew", filepath.Dir(r.rec.Stage))}
+}
+
+// ApplyStage finishes what a crash has interrupted: it makes the volume, which was
+// the target of a staged [Sync], what it was going to be. The next Sync onto it does
+// so by itself. It is a [RefusedError] if nothing is to be finished, or not from
+// where Stage says. With discard the stage is given up and removed instead: the
+// volume stays as the crash has left it, marked inconsistent.
+func (s Side) ApplyStage(ctx context.Context, o Options, discard bool) (*Report, error) {
+	if s.Volume == nil || s.Journal == "" || s.Stage == "" {
+		return nil, usagef("%s: a stage is applied to a volume at hand, with its journal and the directory of its stage", s.label())
+	}
+	began := time.Now()
+	rec, err := pendingStage(s.journalFiles(), s.Journal)
+	if err != nil {
+		return nil, err
+	}
+	if rec == nil {
+		return nil, &RefusedError{Volume: s.label(), Reason: "no staged sync onto it was interrupted while it was applied",
+			Next: "sync again: what was only staged was not applied, and is dropped then"}
+	}
+	dir, err := filepath.Abs(s.Stage)
+	if err != nil {
+		return nil, err
+	}
+	if dir != filepath.Dir(rec.Stage) {
+		return nil, &RefusedError{Volume: s.label(), Reason: fmt.Sprintf("what is to be applied to it is staged as %s, which is not in %s", rec.Stage, dir),
+			Next: "name the directory " + filepath.Dir(rec.Stage)}
+	}
+	var p stageProgress
+	r := redo{name: s.label(), journal: s.Journal, logs: s.journalFiles(), stages: stagePlace{files: s.stageAt}.on(), note: o.Events.Note, p: &p, rec: *rec}
+	if discard {
+		return nil, r.discard()
+	}
+	stop := make(chan struct{})
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		ticking(ctx, stop, o.Events.Progress, func() Progress { return p.progress(began) })
+	}()
+	err = r.run(ctx, s.Volume)
+	close(stop)
+	<-ended
+	if err == nil {
+		err = r.over()
+	}
+	if err != nil {
+		return nil, err
+	}
+	n := p.total.Load()
+	return &Report{Schema: schemaSync, Result: ResultEqual, Rung: "", Source: cleanText(rec.Source.Name), Target: s.label(), VolumeBytes: min(rec.Source.Size, rec.Target.Size),
+		Verified: VerifyChanged.String(), Codec: map[string]int64{}, StagedBytes: n, TargetWrittenBytes: p.written.Load(), TargetVerifiedBytes: p.right.Load(),
+		Seconds: Seconds{Apply: float64(p.nanoseconds()) / 1e9, Total: since(began)}}, nil
+}
+
+// over removes the journal, unless it says something yet.
+func (r *redo) over() error {
+	if r.rec.Suspect {
+		return nil
+	}
+	if err := r.logs.Remove(r.journal); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove resume journal %s: %w", r.journal, err)
+	}
+	return nil
+}
+
+// discard gives a stage up. The mark stays; only what is of the session it names goes.
+func (r *redo) discard() error {
+	h, err := readStageHead(r.stages, r.rec.Stage)
+	ours := err == nil && h.session == r.rec.Run && strings.HasSuffix(r.rec.Stage, stageSuffix)
+	rec := r.rec
+	rec.Stage, rec.Updated = "", time.Now()
+	j, err := journal.Begin(r.logs, r.journal, rec)
+	if err != nil {
+		return err
+	}
+	if err := j.Close(); err != nil || !ours {
+		return err
+	}
+	return removeStage(r.stages, r.rec.Stage)
+}
+
+// progress is how far p is, of what began then.
+func (p *stageProgress) progress(began time.Time) Progress {
+	return Progress{Phase: phaseApply, Done: (p.written.Load() + p.right.Load()) / 2, Total: p.total.Load(), Elapsed: time.Since(began)}
+}
+
+// phaseApply is the phase of a session in which a stage is applied.
+const phaseApply = "apply"
