@@ -20,7 +20,7 @@ func journals(f *testing.F) map[string][]any {
 	r := journal.Record{
 		Touched: true, Run: [16]byte{1}, Done: 1 << 20, Written: 4096, Started: time.Unix(1, 0), Updated: time.Unix(2, 0),
 		Source: journal.Volume{Size: 1 << 30, Identity: "a", Name: "A"}, Target: journal.Volume{Size: 1 << 30, Identity: "b", Name: "B"},
-		Basis: [32]byte{7}, Stamp: "writes=3", Undo: "/u", Stage: "/s.fbs",
+		Basis: [32]byte{7}, Stamp: "writes=3", Undo: "/u", Stage: "/s.fbs", After: [16]byte{5},
 	}
 	made := map[string][]any{}
 	add := func(name string) {

@@ -18,7 +18,7 @@ func example() Record {
 		Source: Volume{Size: 1 << 30, Identity: "wwid=1", Name: "/dev/vg/backup"},
 		Target: Volume{Size: 1<<30 + 512, Identity: "file:dev=1,ino=2", Name: "größe"},
 		Done:   1 << 20, Written: 12345, Started: time.Unix(1, 5), Updated: time.Unix(2, 7),
-		Basis: [32]byte{9}, Stamp: "file:mtime=1", Undo: "/var/lib/failback/x.fbu", Saved: 2048, Left: "file:mtime=2", Stage: "/var/lib/failback/stage/x.fbs",
+		Basis: [32]byte{9}, Stamp: "file:mtime=1", Undo: "/var/lib/failback/x.fbu", Saved: 2048, Left: "file:mtime=2", Stage: "/var/lib/failback/stage/x.fbs", After: [16]byte{4, 5},
 	}
 }
 
@@ -193,7 +193,7 @@ func TestBounds(t *testing.T) {
 		*s = strings.Repeat("y", maxShort)
 	}
 	most.Undo = strings.Repeat("z", maxUndo)
-	most.Stage = strings.Repeat("z", 360)
+	most.Stage = strings.Repeat("z", 344)
 	path := filepath.Join(t.TempDir(), "j")
 	begin(t, path, most)
 	if got := mustRead(t, path); !reflect.DeepEqual(got, most) {

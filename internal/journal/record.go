@@ -37,6 +37,7 @@ import (
 //	  +      undo       str16, path of the undo log; empty if there is none
 //	  +      left       str8, stamp of the target when the session had ended; empty if it did not come to that
 //	  +      stage      str16, path of the stage that is being applied; empty if there is none
+//	  +   16 after      session as which's end a staged one found the target; zeroes: none
 //	  +                 zeroes
 //	4088   8 sum        xxhash64 of what is before it
 //
@@ -78,6 +79,10 @@ type Record struct {
 	// and durable: with Touched the target is to be made equal to it. It and the path
 	// of the undo log share what room there is.
 	Stage string
+	// After is, of a session that was staged, the one as which's end it found the
+	// target; zeroes if it did not know. What it has staged, its source holds for
+	// changed since then until it hears that the session is complete.
+	After [16]byte
 }
 
 // A Volume is what a journal knows of one side.
@@ -149,14 +154,21 @@ func (r *Record) encode(seq uint64) ([]byte, error) {
 		return nil, fmt.Errorf("%d bytes of %.20q…, limit %d", len(r.Left), r.Left, maxShort)
 	}
 	b = append(append(b, byte(len(r.Left))), r.Left...)
-	if room := sumAt - len(b) - 2; len(r.Stage) > min(maxUndo, room) {
+	if room := sumAt - len(b) - 2 - len(r.After); len(r.Stage) > min(maxUndo, room) {
 		return nil, fmt.Errorf("path of the stage has %d bytes, limit %d", len(r.Stage), min(maxUndo, room))
 	}
 	b = binary.LittleEndian.AppendUint16(b, uint16(len(r.Stage)))
 	b = append(b, r.Stage...)
+	b = append(b, r.After[:]...)
 	b = b[:slotSize]
 	binary.LittleEndian.PutUint64(b[sumAt:], xxhash.Sum64(b[:sumAt]))
 	return b, nil
+}
+
+// Fits reports an error if r says more than a journal has room for.
+func (r *Record) Fits() error {
+	_, err := r.encode(1)
+	return err
 }
 
 // decode reads one slot. What it accepts, encode gives back to the byte.
@@ -191,10 +203,11 @@ func decode(b []byte) (*Record, uint64, error) {
 	r.Left = string(b[at+1 : end])
 	stage := int(binary.LittleEndian.Uint16(b[end:]))
 	at = end + 2
-	if stage > min(maxUndo, sumAt-at) {
+	if stage > min(maxUndo, sumAt-at-len(r.After)) {
 		return nil, 0, fmt.Errorf("%w: a path of %d bytes", ErrCorrupt, stage)
 	}
 	r.Stage = string(b[at : at+stage])
+	copy(r.After[:], b[at+stage:])
 	if err := r.check(); err != nil {
 		return nil, 0, err
 	}
