@@ -221,10 +221,12 @@ func (u *UndoLog) mark(vol *meter) (j *journal.File, done func() error, err erro
 	r := journal.Record{Touched: true, Run: h.session, Source: name(h.source), Target: name(h.target), Started: now, Updated: now}
 	if rec != nil && foreign != "" {
 		r = *rec
-		r.Done, r.Left, r.Updated = 0, "", now // what was equal is not any more
+		// What was equal is not any more, and a stage would be laid over what is put back.
+		r.Done, r.Left, r.Stage, r.Updated = 0, "", "", now
 	}
-	// What is wrong may lie where nothing was saved: putting that back mends it not.
-	r.Suspect = errors.Is(err, journal.ErrCorrupt) || rec != nil && rec.Suspect
+	// What is wrong may lie where nothing was saved: putting that back mends it not. And
+	// what is put back of an older session no map of a later one knows.
+	r.Suspect = foreign != "" || rec != nil && rec.Suspect
 	if j, err = journal.Begin(journal.Disk, u.Journal, r); err != nil {
 		return nil, nil, fmt.Errorf("mark %s inconsistent: %w", vol.name, err)
 	}
