@@ -44,6 +44,36 @@ func (d *Disk) Stamp() (string, error) {
 	return stamp, nil
 }
 
+// writes tells of writes to the volume and of no others: another one than before is
+// somebody's write. It is empty where nothing is counted. Of a partition it may miss
+// what the kernel has merged into a request of the one before. What lies in a device's
+// page cache is written first, so that it is not counted later; that, and a flush by
+// anybody, counts as a write of no sectors, so it is the sectors that tell.
+func (d *Disk) writes() (string, error) {
+	if !d.block {
+		return d.Stamp()
+	}
+	if err := d.enter(); err != nil {
+		return "", err
+	}
+	defer d.leave()
+	if err := again(func() error { return unix.Fsync(d.fdDirect) }); err != nil {
+		return "", fmt.Errorf("flush %s: %w", d.path, err)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(d.fdDirect, &st); err != nil {
+		return "", fmt.Errorf("ask %s when it was written: %w", d.path, err)
+	}
+	if stat, seq := thisHost.stat(sysfs.DevnoOf(st.Rdev)); stat != nil {
+		text := fmt.Sprintf("diskseq=%d,sectors=%s", seq, stat[statSectorsWritten])
+		if len(stat) > statSectorsDropped {
+			text += ",dropped=" + stat[statSectorsDropped]
+		}
+		return text, nil
+	}
+	return "", nil
+}
+
 // stampTries is how often a file is asked that was written in the same tick.
 const stampTries = 4
 
@@ -149,17 +179,27 @@ func (h host) stamp(n sysfs.Devno) string {
 // counts is what the kernel has counted of writes to a device itself; false where
 // it does not count.
 func (h host) counts(n sysfs.Devno) (string, bool) {
-	disk, _ := h.Disk(n)
-	seq := sysfs.Number(h.Dir(disk), "diskseq")
-	counts := strings.Fields(sysfs.Attr(h.Dir(n), "stat"))
-	if seq == 0 || len(counts) <= statSectorsWritten || sysfs.Number(h.Dir(disk), "queue", "iostats") == 0 {
+	stat, seq := h.stat(n)
+	if stat == nil {
 		return "", false
 	}
-	text := fmt.Sprintf("diskseq=%d,writes=%s,sectors=%s", seq, counts[statWrites], counts[statSectorsWritten])
-	if len(counts) > statSectorsDropped {
-		text += fmt.Sprintf(",discards=%s,dropped=%s", counts[statDiscards], counts[statSectorsDropped])
+	text := fmt.Sprintf("diskseq=%d,writes=%s,sectors=%s", seq, stat[statWrites], stat[statSectorsWritten])
+	if len(stat) > statSectorsDropped {
+		text += fmt.Sprintf(",discards=%s,dropped=%s", stat[statDiscards], stat[statSectorsDropped])
 	}
 	return text, true
+}
+
+// stat is the "stat" file of a device and the number of its disk in this boot; nil
+// where the kernel does not count.
+func (h host) stat(n sysfs.Devno) (fields []string, seq int64) {
+	disk, _ := h.Disk(n)
+	seq = sysfs.Number(h.Dir(disk), "diskseq")
+	fields = strings.Fields(sysfs.Attr(h.Dir(n), "stat"))
+	if seq == 0 || len(fields) <= statSectorsWritten || sysfs.Number(h.Dir(disk), "queue", "iostats") == 0 {
+		return nil, 0
+	}
+	return fields, seq
 }
 
 // below stamps all that a device lies on: the disk of a partition, what

@@ -35,6 +35,7 @@ var openingCrimes = []crime{
 	{name: "larger than the source", want: "is it the right volume", do: func(v *villain) {
 		v.answer(func(m *message.Info) { m.Volume.Size = 1 << 62 })
 	}},
+	{name: "no stage", want: "does not stage", options: Options{Stage: true}, do: func(v *villain) { v.answer(nil) }},
 	{name: "a map past its end", want: "extent ends at", do: func(v *villain) {
 		v.answer(func(m *message.Info) { m.Volume.Mapped = true })
 		v.say(message.Extents{Purpose: extentsDirty, Last: true, Extents: []message.Extent{{Off: 0, End: 1 << 62}}})

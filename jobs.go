@@ -118,6 +118,9 @@ func (j *job) local(ctx context.Context, a, b Side) (*Report, error) {
 	}
 	// Both ends are this process: the plan and progress are told by the source.
 	t.o.Events = Events{Note: j.o.Events.Note}
+	if tell := j.o.Events.Progress; tell != nil {
+		t.applies = func() { tell(Progress{Phase: phaseApply}) }
+	}
 	s, err := j.source(ctx, a, b, []io.ReadWriteCloser{near})
 	if err != nil {
 		return nil, errors.Join(err, t.close())

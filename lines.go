@@ -33,6 +33,7 @@ type lines struct {
 	drained chan struct{}         // closed when the control link has been read to its end
 	parting atomic.Bool           // our Bye is on its way: the peer may close further streams
 	over    atomic.Bool           // Bye was exchanged: what the links say now does not matter
+	redone  atomic.Bool           // the target has finished a stage first: see lateError
 }
 
 // partingTime is how long a peer may take to hear why we stop.
@@ -56,7 +57,7 @@ func attend(ctx context.Context, control *transport.Conn) (*lines, *errgroup.Gro
 func (l *lines) wait(ctx context.Context, g *errgroup.Group) error {
 	err := g.Wait()
 	if err != nil {
-		err = context.Cause(ctx)
+		err = l.late(context.Cause(ctx))
 	}
 	l.cancel(err)
 	if cut(err) {
@@ -84,7 +85,7 @@ func (l *lines) part(ctx context.Context) {
 	select {
 	case <-l.ended:
 	case <-ctx.Done():
-		if cause := context.Cause(ctx); firsthand(cause) {
+		if cause := l.late(context.Cause(ctx)); firsthand(cause) {
 			// Closing at once could overtake the message (a reset drops what is
 			// not yet read), so we wait for the peer to close.
 			stuck := time.AfterFunc(partingTime, func() { _ = l.control.Close() })
@@ -94,6 +95,29 @@ func (l *lines) part(ctx context.Context) {
 		}
 	}
 	_ = l.control.Close() // what it could say of a session that is over changes nothing
+}
+
+// A lateError is a refusal, of which one may conclude that nothing was touched, that
+// came when something was: the target had finished what an earlier sync has staged.
+type lateError struct{ refused RefusedError }
+
+func (e *lateError) Error() string {
+	return "a staged sync that was interrupted is finished first, so the target was written; this one then ended: " + e.refused.Error()
+}
+
+// Class says in a few words what kind of error it is.
+func (e *lateError) Class() string { return "refused, when an interrupted sync had been finished" }
+
+// Next is what to do about it.
+func (e *lateError) Next() string { return e.refused.Next }
+
+// late makes a lateError of a refusal that is one. A peer's word is its own.
+func (l *lines) late(err error) error {
+	var refused *RefusedError
+	if !l.redone.Load() || !firsthand(err) || !errors.As(err, &refused) || refused.busy {
+		return err
+	}
+	return &lateError{*refused}
 }
 
 // keep looks after one link: pings, time-outs, and what the peer says. take
@@ -219,6 +243,10 @@ func sendError(c *transport.Conn, err error) {
 	var staging *stageError
 	if errors.As(err, &staging) {
 		m.Next = staging.Next()
+	}
+	var late *lateError
+	if errors.As(err, &late) {
+		m.Next, m.Volume = late.Next(), late.refused.Volume
 	}
 	var verify *VerifyError
 	if errors.As(err, &verify) {

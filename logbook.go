@@ -142,11 +142,13 @@ func (b *logbook) after(rec *journal.Record, start *message.Start, vol *meter) e
 		b.kept = true
 		return nil
 	}
-	left := start.Left
+	left, known := start.Left, !b.there
 	if rec != nil {
-		left = rec.Left
+		// A staged one may have come to its end without its source, which then holds for
+		// dirty all that it has staged.
+		left, known = rec.Left, rec.Run == start.After || rec.Complete && rec.After == start.After
 	}
-	if start.After == [16]byte{} || left == "" || rec != nil && rec.Run != start.After || rec == nil && b.there {
+	if start.After == [16]byte{} || left == "" || !known {
 		return nil
 	}
 	now, err := vol.stamp()
@@ -215,11 +217,11 @@ func (b *logbook) touch() error {
 }
 
 // enact records that the target is being made equal to the stage at path: it is
-// inconsistent from now on, and whoever comes next finishes that. saved is how much
-// of an undo log is durable.
-func (b *logbook) enact(path string, saved int64) error {
+// inconsistent from now on, and whoever comes next finishes that. after is the session
+// as which's end the target was found. saved is how much of an undo log is durable.
+func (b *logbook) enact(path string, after [16]byte, saved int64) error {
 	return b.note(func(r *journal.Record) bool {
-		r.Touched, r.Stage, r.Saved = true, path, saved
+		r.Touched, r.Stage, r.After, r.Saved = true, path, after, saved
 		return true
 	})
 }
@@ -369,7 +371,7 @@ func refuseInconsistent(s Side) error {
 		return nil
 	case !rec.Touched:
 		return &RefusedError{Volume: s.label(),
-			Reason: fmt.Sprintf("a sync from %s onto it found at %s that its medium does not hold what it should (%s)",
+			Reason: fmt.Sprintf("since a sync from %s onto it, at %s, nothing vouches for what it holds: its medium did not hold what it should, or somebody else may have written it before that was finished (%s)",
 				rec.Source.Name, rec.Updated.Format(time.DateTime), s.Journal),
 			Next: "sync onto it again, or use it as it is (--allow-inconsistent)"}
 	}

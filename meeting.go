@@ -55,7 +55,7 @@ func (s *Server) convene(ctx context.Context, p part, m *meeting) error {
 		case <-old.ended:
 		case <-late.C:
 			return &RefusedError{Volume: p.volume, busy: true,
-				Reason: fmt.Sprintf("the connection of its session was lost, and for %v that has not come to its end: the volume may hang", taskTimeout),
+				Reason: fmt.Sprintf("the connection of its session was lost, and for %v that has not come to its end: it may be applying what was staged, or the volume may hang", taskTimeout),
 				Next:   "look at the volume there, or try again later"}
 		case <-ctx.Done():
 			return newLinkError(context.Cause(ctx))

@@ -150,6 +150,20 @@ func (m *meter) stamp() (string, error) {
 	return clip(text), nil
 }
 
+// writes is what the volume itself counts of writes to it, whoever makes them; "" if
+// it does not. Unlike a stamp it is the same as long as nobody writes.
+func (m *meter) writes() (string, error) {
+	c, ok := m.v.(interface{ writes() (string, error) })
+	if !ok {
+		return "", nil
+	}
+	text, err := c.writes()
+	if err != nil {
+		return "", m.named(err, "ask "+m.name+" whether it was written")
+	}
+	return clip(text), nil
+}
+
 // allocated returns the ranges that may hold data, and whether the volume knows.
 func (m *meter) allocated(ctx context.Context) ([]cbt.Extent, bool, error) {
 	a, ok := m.v.(Allocator)

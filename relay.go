@@ -187,11 +187,21 @@ func (r *relayed) back(to, from *transport.Conn) error {
 			return newLinkError(err)
 		}
 		kind, text := f.Kind, error(nil)
-		if kind == kindError {
+		switch kind {
+		case kindError:
 			r.from.hears.Store(true)
 			text = r.tell(f.Payload())
+		case kindInfo:
+			text = r.holdInfo(f.Payload())
+		case kindAck:
+			var m message.Ack
+			if text = m.Decode(f.Payload()); text == nil && m.ID == 0 {
+				r.applies()
+			}
 		}
-		err = errors.Join(text, linked(from.Forward(f)))
+		if err = text; err == nil || kind == kindError {
+			err = errors.Join(err, linked(from.Forward(f)))
+		}
 		f.Release()
 		if err != nil {
 			return err
@@ -203,6 +213,24 @@ func (r *relayed) back(to, from *transport.Conn) error {
 			r.fail(nil)
 			return nil
 		}
+	}
+}
+
+// holdInfo refuses a target that does not stage what it was asked to.
+func (r *relayed) holdInfo(p []byte) error {
+	var m message.Info
+	err := m.Decode(p)
+	if err == nil && r.job.o.Stage && r.job.writes() && !m.Staged {
+		err = protocolf("a target that does not stage, as it was asked to")
+	}
+	return err
+}
+
+// applies tells that a stage is going to be applied, or is: of this session, or of one
+// before that its target finishes first.
+func (r *relayed) applies() {
+	if tell := r.job.o.Events.Progress; tell != nil {
+		tell(Progress{Phase: phaseApply})
 	}
 }
 
@@ -226,6 +254,10 @@ func (r *relayed) see(f *transport.Frame) error {
 	switch f.Kind {
 	case kindError:
 		return r.tell(f.Payload())
+	case kindSeal:
+		if r.job.o.Stage {
+			r.applies()
+		}
 	case kindReport:
 		return r.report.add(f.Payload())
 	case kindStart:

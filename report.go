@@ -56,6 +56,9 @@ type Report struct {
 	// was whole.
 	StagedBytes int64   `json:"staged_bytes"`
 	Seconds     Seconds `json:"seconds"`
+	// Doubt is why nothing vouches for all of a volume whose stage was applied (see
+	// Side.ApplyStage), empty if something does.
+	Doubt string `json:"-"`
 	// Live is what a session did whose source was written meanwhile, else nil.
 	Live *LiveReport `json:"live,omitempty"`
 
@@ -87,6 +90,8 @@ const (
 	ResultEqual     = "equal"
 	ResultDifferent = "different"
 	ResultPlanned   = "planned"
+
+	resultDoubt = "in doubt" // a stage is applied, and nothing vouches for the rest
 )
 
 // wireReport is the form in which a report goes to the peer: with the extents.

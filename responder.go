@@ -27,8 +27,9 @@ type responder struct {
 	digest merkle.Algorithm
 	from   origin
 	medium bool
-	seal   *sealer // takes the digests too; nil: none
-	scans  int     // goroutines that read and hash
+	seal   *sealer   // takes the digests too; nil: none
+	sums   *passSums // so do these
+	scans  int       // goroutines that read and hash
 
 	wants  chan message.Want
 	walker *walker
@@ -100,6 +101,7 @@ func (r *responder) scan(ctx context.Context) error {
 				return err
 			}
 		}
+		r.sums.add(&h.unit, got.digests)
 		r.mu.Lock()
 		r.made++
 		r.mu.Unlock()

@@ -72,14 +72,17 @@ func (t *target) openUndo() error {
 		return &RefusedError{Volume: t.name, Reason: "undo was asked for and its server keeps no undo logs",
 			Next: "have it keep them (failback serve --undo DIR), or sync without"}
 	case path == "":
-		return nil
-	case chain != nil && chain.Touched:
+		return t.recordable()
+	case chain != nil && chain.Touched && !t.log.redone: // what that one has overwritten is over
 		return &RefusedError{Volume: t.name, Reason: "what the interrupted sync has overwritten was not saved, so it cannot be undone as a whole",
 			Next: "resume without an undo log, or begin anew with one"}
 	default:
 		path = undoPath(path, t.name, run)
 	}
 	t.log.rec.Undo = path
+	if err := t.recordable(); err != nil {
+		return err
+	}
 	w, err := t.undoWriter(path, run)
 	if err != nil {
 		return t.withoutUndo(err)

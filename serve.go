@@ -139,8 +139,8 @@ func readOpen(c *transport.Conn, m *message.Open) error {
 }
 
 // session plays the role that a peer asked for.
-func (s *Server) session(ctx context.Context, c *transport.Conn, open message.Open, o Options) (err error) {
-	ctx, cut := context.WithCancelCause(ctx)
+func (s *Server) session(caller context.Context, c *transport.Conn, open message.Open, o Options) (err error) {
+	ctx, cut := context.WithCancelCause(caller)
 	defer cut(nil)
 	stop := context.AfterFunc(ctx, func() {
 		if context.Cause(ctx) == errTakenOver {
@@ -176,7 +176,7 @@ func (s *Server) session(ctx context.Context, c *transport.Conn, open message.Op
 	c.LimitIdle(s.o.Idle)
 	v := visit{conn: c, open: open, side: served.Side, join: m.stream(s), o: o}
 	if open.Role == roleTarget {
-		return v.target(ctx)
+		return v.target(ctx, caller.Done())
 	}
 	return v.source(ctx)
 }
@@ -190,13 +190,15 @@ type visit struct {
 	o    Options
 }
 
-func (v *visit) target(ctx context.Context) error {
+// target plays the target's role. What it has begun to apply goes on when the
+// session's peer is lost, or comes again, until ends is closed.
+func (v *visit) target(ctx context.Context, ends <-chan struct{}) error {
 	t, err := newTargetOver(ctx, v.side, v.o, []*transport.Conn{v.conn}, v.open.Write)
 	if err != nil {
 		return err
 	}
 	t.join, t.session, t.report.unread = v.join, v.open.Session, true
-	t.saveTo.onDemand, t.stageAt.onDemand = true, true
+	t.saveTo.onDemand, t.stageAt.onDemand, t.ends = true, true, ends
 	_, err = t.run(ctx)
 	return errors.Join(err, t.close())
 }

@@ -48,8 +48,13 @@ func (s *source) greet(ctx context.Context) error {
 		return err
 	}
 	s.report.RoundTrips++
+	s.lines.redone.Store(*s.phase.Load() == phaseApply)
+	s.enter("plan") // what the target has finished first is over
 	if err := s.facts.info.Decode(p); err != nil {
 		return err
+	}
+	if start.Stage && !start.DryRun && !s.facts.info.Staged {
+		return protocolf("a target that does not stage, as it was asked to")
 	}
 	return s.learn(ctx, start.Allocated)
 }

@@ -58,12 +58,13 @@ type stageFacts struct {
 	target, source undoVolume
 	session, after [16]byte
 	stamp          string // of the target
+	journal        string // of the target, an absolute path
 }
 
 // beginStage makes a stage for base at path, or goes on with one that the same
-// session has kept while nobody wrote the target. Any other of the same target is
-// dropped: nothing of it was applied, or the journal would name it and it would
-// have been finished before.
+// session has kept while nobody wrote the target. Any other of the same target and
+// journal is dropped: nothing of it was applied, or the journal would name it and it
+// would have been finished before.
 //
 //  1. remove what is there, the head last
 //  2. place the head: from here on the files of that name are ours
@@ -77,7 +78,7 @@ func beginStage(files stageFiles, path string, base *meter, f stageFacts) (*stag
 			Next: "move that file away, or name another directory (--stage DIR)"}
 	case err != nil && !errors.Is(err, errStageCorrupt):
 		return nil, err
-	case err == nil && (h.target.Identity != f.target.Identity || h.target.Size != f.target.Size):
+	case err == nil && !h.of(path, f.target, f.journal):
 		return nil, &RefusedError{Volume: f.target.Name, Reason: fmt.Sprintf("%s is the stage of another target, %s (%q, %d bytes)", path, cleanText(h.target.Name), cleanText(h.target.Identity), h.target.Size),
 			Next: "name another directory (--stage DIR)"}
 	case err == nil && h.state == stageKept && h.session == f.session && h.stamp == f.stamp && f.stamp != "":

@@ -365,19 +365,20 @@ func (s *stage) apply(ctx context.Context, vol *meter, p *stageProgress) error {
 	return err
 }
 
-// wholeStage opens the stage of a session that was being applied, or says what is wrong
+// whole opens the stage of the session that was being applied, or says what is wrong
 // with it. All of it is read, from its medium.
-func wholeStage(ctx context.Context, files stageFiles, path string, session [16]byte, vol *meter) (*stage, error) {
+func (r *redo) whole(ctx context.Context, vol *meter) (*stage, error) {
+	files, path := r.stages, r.rec.Stage
 	h, err := readStageHead(files, path)
 	if err != nil {
 		return nil, err
 	}
 	switch {
-	case h.session != session:
+	case h.session != r.rec.Run:
 		err = errors.New("it is of another session")
 	case h.state != stageWhole:
 		err = stageCorrupt("it is not whole")
-	case h.target.Size != vol.v.Size() || h.target.Identity != clip(vol.identity()):
+	case !h.of(path, undoVolume{Size: vol.v.Size(), Identity: clip(vol.identity()), Name: clip(r.name)}, r.place):
 		err = fmt.Errorf("it is of the target %s (%q, %d bytes)", cleanText(h.target.Name), cleanText(h.target.Identity), h.target.Size)
 	}
 	if err != nil {
@@ -387,7 +388,7 @@ func wholeStage(ctx context.Context, files stageFiles, path string, session [16]
 	if err != nil {
 		return nil, stageFailure(path, stageReading, err)
 	}
-	if err := s.check(ctx, func(int64) {}); err != nil {
+	if err := s.check(ctx, r.p.looked); err != nil {
 		return nil, errors.Join(err, s.close())
 	}
 	return s, nil

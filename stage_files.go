@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/cespare/xxhash/v2"
 	"golang.org/x/sys/unix"
@@ -17,13 +18,35 @@ import (
 // stageSuffix is what the names of stages end in.
 const stageSuffix = ".fbs"
 
-// stagePath is the name of a target's stage in dir.
-func stagePath(dir string, target undoVolume) string {
-	who := target.Identity
+// stagePath is the name in dir of the stage of a target whose journal lies at
+// journal, an absolute path. The journal says whether a stage is to be applied; so
+// who looks at one that another journal may name looks elsewhere.
+func stagePath(dir string, target undoVolume, journal string) string {
+	who := lasting(target.Identity)
 	if who == "" {
 		who = target.Name
 	}
-	return filepath.Join(dir, fmt.Sprintf("%016x%s", xxhash.Sum64String(who), stageSuffix))
+	return filepath.Join(dir, fmt.Sprintf("%016x%s", xxhash.Sum64String(who+"\x00"+journal), stageSuffix))
+}
+
+// lasting is what of an identity holds over a reboot. The device that a file lies on
+// may get another number then (btrfs, NFS, overlay, device-mapper, loop); its inode
+// and when that was made stay. These alone are no identity: a snapshot or a clone of
+// the file system has a file with the same.
+func lasting(identity string) string {
+	rest, file := strings.CutPrefix(identity, "file:dev=")
+	if _, id, more := strings.Cut(rest, ","); file && more && strings.Contains(id, ",born=") {
+		return "file:" + id
+	}
+	return identity
+}
+
+// of reports whether the stage at path, whose head h is, is of the target whose
+// journal lies at journal. With that at its place a file may have come to lie on a
+// device of another number.
+func (h *stageHead) of(path string, target undoVolume, journal string) bool {
+	return h.target.Size == target.Size && (h.target.Identity == target.Identity ||
+		lasting(h.target.Identity) == lasting(target.Identity) && filepath.Base(path) == filepath.Base(stagePath("", target, journal)))
 }
 
 // stageData is where the content of what is staged lies: a sparse volume.

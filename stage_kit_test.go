@@ -87,7 +87,9 @@ func (b *stageBench) target() Side {
 	return s
 }
 
-func (b *stageBench) source() Side { return Side{Volume: b.src, Name: "source"} }
+func (b *stageBench) source() Side {
+	return Side{Volume: namedVolume("source", b.src), Name: "source"}
+}
 
 func (b *stageBench) sync(t *testing.T) (*Report, error) {
 	return Sync(t.Context(), b.source(), b.target(), Options{Workers: 1})

@@ -1,6 +1,7 @@
 package failback
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,12 +18,14 @@ import (
 type redo struct {
 	name    string
 	journal string
+	place   string // of the journal, an absolute path
 	logs    journal.Files
 	stages  stageFiles
 	note    func(string) // may be nil
 	p       *stageProgress
 	rec     journal.Record // as the journal has it
 	staged  *stage
+	doubt   string // why nothing vouches for what lies beside what is staged; "": it does
 	// after is the session as which's end the target was found when the one that was
 	// interrupted began; zeroes unless nobody else can have written it since. What that
 	// one has staged its source holds for dirty until it hears of its end.
@@ -53,10 +56,26 @@ func (t *target) redo(ctx context.Context) error {
 	if rec == nil || err != nil {
 		return err
 	}
-	r := redo{name: t.name, journal: t.log.path, logs: t.log.files, stages: t.stageAt.on(), note: t.o.Events.Note, p: &t.redoing, rec: *rec}
-	err = lively(ctx, t.link, &t.redoing, func() error { return r.run(ctx, t.vol.v) })
+	r, err := newRedo(t.name, t.log.path, t.log.files, rec)
+	if err != nil {
+		return err
+	}
+	r.stages, r.note, r.p = t.stageAt.on(), t.o.Events.Note, &t.redoing
+	on, done := t.outlive(ctx)
+	defer done()
+	t.tell()
+	err = lively(ctx, t.link, &t.redoing, func() error { return r.run(on, t.vol.v) })
 	t.log.redone, t.log.redoneAfter = true, r.after
+	t.lines.redone.Store(err == nil)
 	return err
+}
+
+func newRedo(name, path string, logs journal.Files, rec *journal.Record) (*redo, error) {
+	place, err := filepath.Abs(path)
+	if err != nil {
+		return nil, err
+	}
+	return &redo{name: name, journal: path, place: place, logs: logs, rec: *rec}, nil
 }
 
 // run goes on with [target.enact], at its fourth step. What it did before the crash
@@ -66,13 +85,14 @@ func (t *target) redo(ctx context.Context) error {
 //  2. replace the journal by one that says the same: what is read of it may never
 //     have become durable
 //  3. write what is staged to the target, sync that, read it back from the medium
-//  4. record that it is complete, or that it is in doubt for another reason
+//  4. record that it is complete, or that it is in doubt: see vouch
 //  5. remove the stage
 //
-// A crash before 4 leaves the mark, and all of it is done again.
+// A crash before 4 leaves the mark, and all of it is done again. No peer is needed for
+// it: it goes on without, until ctx ends, which is that of whoever runs it.
 func (r *redo) run(ctx context.Context, target Volume) (err error) {
 	vol := &meter{v: target, name: r.name}
-	if r.staged, err = wholeStage(ctx, r.stages, r.rec.Stage, r.rec.Run, vol); err != nil {
+	if r.staged, err = r.whole(ctx, vol); err != nil {
 		if ctx.Err() != nil {
 			return err
 		}
@@ -80,30 +100,51 @@ func (r *redo) run(ctx context.Context, target Volume) (err error) {
 	}
 	r.p.total.Store(r.staged.staged())
 	r.p.began.Store(time.Now().UnixNano())
-	if r.rec.Left != "" {
-		now, err := vol.stamp()
-		if err != nil {
-			return errors.Join(err, r.staged.close())
-		}
-		// What somebody else has written since may lie anywhere.
-		r.rec.Suspect = r.rec.Suspect || now != r.rec.Left
-		if !r.rec.Suspect {
-			r.after = r.staged.h.after
-		}
+	if err = r.vouch(vol); err == nil {
+		err = r.apply(ctx, vol)
 	}
-	r.rec.Left = ""
-	err = r.apply(ctx, vol)
 	if err = errors.Join(err, r.staged.close()); err != nil {
 		return err
 	}
 	r.p.ended.Store(time.Now().UnixNano())
-	if r.note != nil {
-		r.note(fmt.Sprintf("%s: a staged sync from %s, interrupted at %s while it was applied, is finished from its stage %s",
-			r.name, cleanText(r.rec.Source.Name), r.rec.Updated.Format(time.DateTime), r.rec.Stage))
+	failed := removeStage(r.stages, r.rec.Stage)
+	if r.note == nil {
+		return nil
 	}
-	if err := removeStage(r.stages, r.rec.Stage); err != nil && r.note != nil {
-		r.note(fmt.Sprintf("%v: it is of no use any more, and the next staged sync drops it", err))
+	text := fmt.Sprintf("%s: a staged sync from %s, interrupted at %s while it was applied, is finished from its stage %s",
+		r.name, cleanText(r.rec.Source.Name), r.rec.Updated.Format(time.DateTime), r.rec.Stage)
+	if r.doubt != "" {
+		text += "; it is in doubt: " + r.doubt
 	}
+	r.note(text)
+	if failed != nil {
+		r.note(fmt.Sprintf("%v: it is of no use any more, and the next staged sync drops it", failed))
+	}
+	return nil
+}
+
+// vouch settles whether the target is what the session was going to make it once what
+// is staged lies in it. That says nothing of the rest, and of what was written there
+// since by somebody whom the mark did not hold off; and where he had synced the target
+// to something newer, what is staged is old. Only the target's stamp tells that nobody
+// has. A session that was killed, or lost power, left none: then all of the target is
+// to be compared, past every map (L1).
+func (r *redo) vouch(vol *meter) error {
+	now, err := vol.stamp()
+	if err != nil {
+		return err
+	}
+	switch left := r.rec.Left; {
+	case r.rec.Suspect:
+		r.doubt = "its medium did not hold what it should, or it was in doubt before"
+	case left == "":
+		r.doubt = "nothing tells whether somebody has written it since, for the sync was killed or lost power"
+	case now != left:
+		r.doubt = fmt.Sprintf("it, or what else lies on its disk, was written since (%s, now %s)", left, cmp.Or(now, "nothing that tells"))
+	default:
+		r.after = r.staged.h.after
+	}
+	r.rec.Suspect, r.rec.Left = r.doubt != "", ""
 	return nil
 }
 
@@ -137,8 +178,10 @@ func (r *redo) refuse(err error) error {
 
 // ApplyStage finishes what a crash has interrupted: it makes the volume, which was
 // the target of a staged [Sync], what it was going to be. The next Sync onto it does
-// so by itself. It is a [RefusedError] if nothing is to be finished, or not from
-// where Stage says. With discard the stage is given up and removed instead: the
+// so by itself. Where nothing tells that nobody has written the volume since the
+// crash, Report.Doubt says why, Result is not equal, and the volume stays in doubt
+// until a Sync onto it has compared all of it. It is a [RefusedError] if nothing is to
+// be finished, or not from where Stage says. With discard the stage is given up and removed instead: the
 // volume stays as the crash has left it, marked inconsistent.
 func (s Side) ApplyStage(ctx context.Context, o Options, discard bool) (*Report, error) {
 	if s.Volume == nil || s.Journal == "" || s.Stage == "" {
@@ -162,7 +205,11 @@ func (s Side) ApplyStage(ctx context.Context, o Options, discard bool) (*Report,
 			Next: "name the directory " + filepath.Dir(rec.Stage)}
 	}
 	var p stageProgress
-	r := redo{name: s.label(), journal: s.Journal, logs: s.journalFiles(), stages: stagePlace{files: s.stageAt}.on(), note: o.Events.Note, p: &p, rec: *rec}
+	r, err := newRedo(s.label(), s.Journal, s.journalFiles(), rec)
+	if err != nil {
+		return nil, err
+	}
+	r.stages, r.note, r.p = stagePlace{files: s.stageAt}.on(), o.Events.Note, &p
 	if discard {
 		return nil, r.discard()
 	}
@@ -181,8 +228,11 @@ func (s Side) ApplyStage(ctx context.Context, o Options, discard bool) (*Report,
 	if err != nil {
 		return nil, err
 	}
-	n := p.total.Load()
-	return &Report{Schema: schemaSync, Result: ResultEqual, Rung: "", Source: cleanText(rec.Source.Name), Target: s.label(), VolumeBytes: min(rec.Source.Size, rec.Target.Size),
+	n, result := p.total.Load(), ResultEqual
+	if r.doubt != "" {
+		result = resultDoubt
+	}
+	return &Report{Schema: schemaSync, Result: result, Doubt: r.doubt, Rung: "", Source: cleanText(rec.Source.Name), Target: s.label(), VolumeBytes: min(rec.Source.Size, rec.Target.Size),
 		Verified: VerifyChanged.String(), Codec: map[string]int64{}, StagedBytes: n, TargetWrittenBytes: p.written.Load(), TargetVerifiedBytes: p.right.Load(),
 		Seconds: Seconds{Apply: float64(p.nanoseconds()) / 1e9, Total: since(began)}}, nil
 }

@@ -35,8 +35,19 @@ func (s *source) takeApplied(st state, m message.Ack) error {
 	}
 	s.applied.written.Store(m.Written)
 	s.applied.right.Store(m.Verified)
-	s.enter(phaseApply)
+	if phase := s.phase.Load(); phase == nil || *phase != phaseApply {
+		s.enter(phaseApply)
+		s.tellApplied()
+	}
 	return nil
+}
+
+// tellApplied has it known at once that the target is being written, or may be: a
+// moment later the link may be gone.
+func (s *source) tellApplied() {
+	if s.o.Events.Progress != nil {
+		s.o.Events.Progress(s.progress())
+	}
 }
 
 // staged is called when all of the session is with the target and it is going to be
@@ -44,9 +55,7 @@ func (s *source) takeApplied(st state, m message.Ack) error {
 func (s *source) staged() error {
 	s.applied.total.Store(s.out.stats.divergent.Load())
 	s.enter(phaseApply)
-	if s.o.Events.Progress != nil {
-		s.o.Events.Progress(s.progress())
-	}
+	s.tellApplied()
 	if s.live == nil {
 		return nil
 	}

@@ -1,6 +1,7 @@
 package failback
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,10 +35,15 @@ type stageProgress struct {
 	began, ended   atomic.Int64 // unix nanoseconds; 0: not yet
 	total          atomic.Int64
 	written, right atomic.Int64
+	before         atomic.Int64 // done before the first byte is written: read, saved
 }
 
+func (p *stageProgress) looked(n int64) { p.before.Add(n) }
 func (p *stageProgress) laid(n int64)   { p.written.Add(n) }
 func (p *stageProgress) proved(n int64) { p.right.Add(n) }
+
+// moved changes when anything gets done.
+func (p *stageProgress) moved() int64 { return p.before.Load() + p.written.Load() + p.right.Load() }
 
 // nanoseconds is how long it took.
 func (p *stageProgress) nanoseconds() int64 { return max(0, p.ended.Load()-p.began.Load()) }
@@ -52,7 +58,13 @@ type staging struct {
 	told    atomic.Bool   // the source was told that it is
 	dropped bool          // the stage is applied and removed; before told
 	blank   bool          // the undo log was empty when the session began
+	saved   int64         // bytes of the undo log that hold all that is going to be overwritten
+	wrote   string        // what the volume had counted of writes when the session began; "": it does not count
+	sums    *passSums     // of a pass over the stage; nil: there was none
 	redoing stageProgress // of one that an interrupted session has left
+
+	ends    <-chan struct{} // closed when whoever runs the target stops; nil: never
+	applies func()          // is told before a stage is applied; may be nil
 }
 
 // look looks at what earlier sessions have left, and finishes one that was
@@ -153,7 +165,15 @@ func (t *target) openStage() error {
 	if err != nil {
 		return err
 	}
+	place, err := filepath.Abs(t.log.path)
+	if err != nil {
+		return err
+	}
+	if t.wrote, err = t.vol.writes(); err != nil {
+		return err
+	}
 	f := stageFacts{
+		journal: place,
 		target:  undoVolume{Size: t.vol.v.Size(), Identity: clip(t.vol.identity()), Name: clip(t.name)},
 		source:  undoVolume{Size: t.start.Volume.Size, Identity: t.start.Volume.Identity, Name: t.start.Volume.Name},
 		session: t.start.Session, stamp: stamp,
@@ -161,12 +181,27 @@ func (t *target) openStage() error {
 	if t.log.kept {
 		f.after = t.start.After
 	}
-	s, err := beginStage(t.stageAt.on(), stagePath(dir, f.target), t.vol, f)
+	s, err := beginStage(t.stageAt.on(), stagePath(dir, f.target, place), t.vol, f)
 	if err != nil {
 		return t.stageRefused(err)
 	}
 	t.stage, t.base = s, t.vol
 	t.vol = &meter{v: s, name: "stage " + s.path}
+	return nil
+}
+
+// recordable refuses paths that the journal has no room for: it would be too late when
+// everything is gathered.
+func (t *target) recordable() error {
+	if t.stage == nil {
+		return nil
+	}
+	rec := t.log.rec
+	rec.Stage = t.stage.path
+	if err := rec.Fits(); err != nil {
+		return &RefusedError{Volume: t.name, cause: err, Reason: fmt.Sprintf("its resume journal has no room for what it has to name (%v)", err),
+			Next: "give shorter paths (--stage DIR, --undo FILE)"}
+	}
 	return nil
 }
 
@@ -199,7 +234,9 @@ func (t *target) sealStaged(ctx context.Context, g *errgroup.Group, out message.
 	}
 	g.Go(func() error {
 		if equal {
-			err := lively(ctx, t.link, &t.applied, func() error { return t.enact(ctx) })
+			on, done := t.outlive(ctx)
+			err := lively(ctx, t.link, &t.applied, func() error { return t.enact(ctx, on) })
+			done()
 			if err != nil {
 				return err
 			}
@@ -227,16 +264,21 @@ func (t *target) sealStaged(ctx context.Context, g *errgroup.Group, out message.
 //  2. save what the target holds there, and end the undo log, if there is one
 //  3. record in the journal that the target is being made equal to this stage: from
 //     here on it will be, whatever happens (redo does the rest)
-//  4. write it to the target, sync that, read it back from the medium (L7)
+//  4. write it to the target, sync that, read it back from the medium (L7); all of the
+//     target, where all of it was asked to be proven
 //  5. record in the journal that the session is complete: the target is consistent
 //  6. remove the stage
+//
+// Up to 3 the session's end ends it. From there on no peer is needed for it, and none
+// that is lost stops it: only the end of on does, which is that of whoever runs the
+// target, and is like a crash.
 //
 // The source hears of it after 5 (L2). A crash before 3 leaves the target as it was,
 // consistent, and a stage that nobody applies: somebody else may write the target
 // then, and only the journal, which all who write it have to look at, could tell. One
 // between 3 and 5 leaves the mark; who comes next goes on at 4. One after 5 leaves a
 // stage that is of no use. The next session drops what is of no use.
-func (t *target) enact(ctx context.Context) error {
+func (t *target) enact(ctx, on context.Context) error {
 	s, p := t.stage, &t.applied
 	p.total.Store(s.staged())
 	p.began.Store(time.Now().UnixNano())
@@ -244,16 +286,18 @@ func (t *target) enact(ctx context.Context) error {
 	t.tell()
 	steps := []func() error{
 		func() error { return s.settle(stageKept) },
-		func() error { return s.check(ctx, func(int64) {}) },
+		func() error { return s.check(ctx, p.looked) },
 		func() error { return s.declare(stageWhole) },
 		func() error { return t.saveStaged(ctx, out) },
-		func() error { return t.mark() },
-		func() error { return s.apply(ctx, out, p) },
+		func() error { return t.alone() },
+		func() error { return t.mark(ctx) },
+		func() error { return s.apply(on, out, p) },
+		func() error { return t.provePass(on, out) },
 		func() error { return t.log.complete(t.span()) },
 	}
 	if p.total.Load() == 0 {
 		// What was found equal may have been written by a session that was cut.
-		steps = []func() error{out.sync, steps[3], steps[6]}
+		steps = []func() error{out.sync, steps[3], steps[4], steps[8]}
 	}
 	for _, step := range steps {
 		if err := step(); err != nil {
@@ -269,15 +313,53 @@ func (t *target) enact(ctx context.Context) error {
 	return nil
 }
 
-// mark records that the target is being written. Whether that got there or not, from
-// here on nothing of the session is taken back.
-func (t *target) mark() error {
-	t.marked.Store(true)
-	saved := int64(0)
-	if t.undo != nil {
-		saved = t.undo.size()
+// outlive returns a context that does not end with the session's, ctx: it ends with
+// whoever runs the target. done is to be called when it is not needed any more.
+func (t *target) outlive(ctx context.Context) (on context.Context, done func()) {
+	on, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		select {
+		case <-t.ends:
+			cancel()
+		case <-on.Done():
+		}
+	}()
+	return on, func() {
+		cancel()
+		<-over
 	}
-	return t.log.enact(t.stage.path, saved)
+}
+
+// alone refuses to go on when somebody has written the target while what differs was
+// gathered: that would be lost where something is staged, and stay where nothing is
+// (L4). Nothing is touched yet.
+func (t *target) alone() error {
+	now, err := t.base.writes()
+	if err != nil {
+		return err
+	}
+	if now != t.wrote {
+		return &RefusedError{Volume: t.name,
+			Reason: fmt.Sprintf("somebody has written it while what differs was gathered (%s, now %s)", cmp.Or(t.wrote, "unknown"), cmp.Or(now, "unknown")),
+			Next:   "find out who, and sync again when nobody does: it is as that left it, and nothing of this sync is in it"}
+	}
+	stamp, err := t.base.stamp()
+	if err == nil && now == "" && stamp != t.stage.h.stamp && t.o.Events.Note != nil {
+		t.o.Events.Note(fmt.Sprintf("%s may have been written while what differs was gathered (%s, now %s): nothing tells for certain", t.name, t.stage.h.stamp, stamp))
+	}
+	return err
+}
+
+// mark records that the target is being written, unless the session, ctx, has ended.
+// Whether that got there or not, from here on nothing of the session is taken back.
+func (t *target) mark(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	t.marked.Store(true)
+	return t.log.enact(t.stage.path, t.stage.h.after, t.saved)
 }
 
 // undoBatch is how much is saved between two syncs of the undo log.
@@ -295,6 +377,7 @@ func (t *target) saveStaged(ctx context.Context, out *meter) error {
 			return nil
 		}
 		saved, err := t.undo.save(ctx, out, batch)
+		t.applied.looked(n)
 		if saved {
 			out.saved.Add(n)
 		} else {
@@ -316,6 +399,7 @@ func (t *target) saveStaged(ctx context.Context, out *meter) error {
 	if err != nil {
 		return err
 	}
+	t.saved = t.undo.size() // who goes on with the log begins by taking its end away
 	return t.undo.finish()
 }
 
@@ -352,24 +436,37 @@ func (t *target) dropStage() {
 
 // tell has it known at once that the target is going to be written.
 func (t *target) tell() {
-	if t.o.Events.Progress != nil {
-		t.o.Events.Progress(t.progress())
+	switch {
+	case t.o.Events.Progress != nil:
+		p := t.progress()
+		p.Phase = phaseApply
+		t.o.Events.Progress(p)
+	case t.applies != nil:
+		t.applies()
 	}
 }
 
-// lively says on c every second how far p is while f runs: a source that hears
-// nothing but keep-alive gives up in time.
+// lively says on c how far p is while f runs, at once and then every second in which
+// anything got done: a source that hears nothing but keep-alive gives up in time.
 func lively(ctx context.Context, c *transport.Conn, p *stageProgress, f func() error) error {
+	// Where it does not get there the link is gone, and its reader says so.
+	say := func() {
+		_ = c.Send(kindAck, message.Ack{Written: p.written.Load(), Verified: p.right.Load()}.Append(nil))
+	}
 	over, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
+		say()
 		tick := time.NewTicker(time.Second)
 		defer tick.Stop()
+		moved := p.moved()
 		for {
 			select {
 			case <-tick.C:
-				// Where it does not get there the link is gone, and its reader says so.
-				_ = c.Send(kindAck, message.Ack{Written: p.written.Load(), Verified: p.right.Load()}.Append(nil))
+				if now := p.moved(); now != moved {
+					moved = now
+					say()
+				}
 			case <-over:
 				return
 			case <-ctx.Done():

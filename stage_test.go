@@ -105,25 +105,19 @@ func TestStageNeeds(t *testing.T) {
 // the doubt stays until all of it is compared.
 func TestStageWrittenBetween(t *testing.T) {
 	for _, written := range []bool{false, true} {
-		b := newStageBench(512<<10, false)
-		b.power.Add(fault.Rule{Op: fault.Write, On: "target", N: 3, Kind: fault.Fail})
-		if _, err := b.sync(t); err == nil {
-			t.Fatal("it went well")
-		}
-		if rec := b.journal(t); rec == nil || rec.Stage == "" || rec.Left == "" {
-			t.Fatalf("the journal is %+v", rec)
-		}
+		b := failedApply(t, false)
 		if written {
 			if _, err := b.dst.WriteAt(make([]byte, 4096), 400<<10); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if _, err := b.target().ApplyStage(t.Context(), Options{}, false); err != nil {
+		r, err := b.target().ApplyStage(t.Context(), Options{}, false)
+		if err != nil {
 			t.Fatal(err)
 		}
 		rec := b.journal(t)
-		if doubt := rec != nil && rec.Suspect && rec.Stage == ""; doubt != written {
-			t.Errorf("written %v: the journal is %+v", written, rec)
+		if doubt := rec != nil && rec.Suspect && rec.Stage == ""; doubt != written || written != (r.Doubt != "") || written == r.Equal() {
+			t.Errorf("written %v: in doubt for %q, the journal is %+v", written, r.Doubt, rec)
 		}
 		var told Plan
 		o := Options{Workers: 1, Events: Events{Plan: func(p Plan) { told = p }}}

@@ -14,13 +14,14 @@ import (
 
 	"github.com/failback/failback/cbt"
 	fault "github.com/failback/failback/internal/faulty"
+	"github.com/failback/failback/transport"
 )
 
 func testStage(t rapid.TB, base Volume, dir *fault.Dir, block int64) *stage {
 	t.Helper()
 	f := stageFacts{target: undoVolume{Size: base.Size(), Identity: "to", Name: "target"}, source: undoVolume{Size: base.Size(), Identity: "from", Name: "source"},
 		session: [16]byte{1}, stamp: "writes=1"}
-	s, err := beginStage(faultyStages{dir}, stagePath(stageTestDir, f.target), &meter{v: base, name: "target"}, f)
+	s, err := beginStage(faultyStages{dir}, stagePath(stageTestDir, f.target, f.journal), &meter{v: base, name: "target"}, f)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -133,7 +134,7 @@ func onlyErr(_ int, err error) error { return err }
 func TestStageRefused(t *testing.T) {
 	base := randomVolume(1, 64<<10)
 	f := stageFacts{target: undoVolume{Size: base.Size(), Identity: "to"}, source: undoVolume{Size: base.Size()}, session: [16]byte{1}}
-	path := stagePath(stageTestDir, f.target)
+	path := stagePath(stageTestDir, f.target, f.journal)
 	other := stageHead{state: stageWhole, block: 4096, target: undoVolume{Size: 4096, Identity: "another"}, source: undoVolume{Size: 4096}}
 	for name, files := range map[string]map[string][]byte{
 		"another file":             {path: []byte("my letters")},
@@ -252,8 +253,9 @@ func TestStageGoesOn(t *testing.T) {
 func TestStageAlive(t *testing.T) {
 	within(t, func(t *testing.T) {
 		b := newStageBench(512<<10, false)
-		slow := fault.Rule{Op: fault.Sync, On: "target", Kind: fault.Slow, For: 2 * time.Hour}
-		b.power.Add(slow)
+		for _, op := range []fault.Op{fault.Write, fault.ReadMedium} {
+			b.power.Add(fault.Rule{Op: op, On: "target", Kind: fault.Slow, For: 9 * time.Minute})
+		}
 		o := Options{Workers: 1, Idle: 10 * time.Minute, Stage: true}
 		var phases []string
 		o.Events.Progress = func(p Progress) {
@@ -267,7 +269,7 @@ func TestStageAlive(t *testing.T) {
 			t.Fatal(err)
 		}
 		wait()
-		if time.Since(began) < 2*time.Hour || phases[len(phases)-1] != phaseApply {
+		if time.Since(began) < 15*time.Minute || phases[len(phases)-1] != phaseApply {
 			t.Errorf("it took %v; phases %v", time.Since(began), phases)
 		}
 		if !bytes.Equal(b.dst.Bytes(), b.src.b) {
@@ -281,12 +283,31 @@ func TestStageAlive(t *testing.T) {
 			t.Fatal(err)
 		}
 		left := b.restart(3)
-		left.power.Add(fault.Rule{Op: fault.Sync, On: "target", N: 1, Kind: fault.Slow, For: 2 * time.Hour})
+		left.power.Add(fault.Rule{Op: fault.Write, On: "target", Kind: fault.Slow, For: 9 * time.Minute})
 		far, wait := pipeServe(t.Context(), Options{Workers: 1}, left.target())
 		r, err := Sync(t.Context(), b.source(), far[0], Options{Workers: 1, Idle: 10 * time.Minute})
 		wait()
 		if err != nil || r.DivergentBytes != 0 || !bytes.Equal(left.dst.Bytes(), b.src.b) {
 			t.Errorf("%v: %+v", err, r)
+		}
+	})
+}
+
+// TestStageHangs: a target whose disk does nothing for too long is given up, as it is
+// by any session; should the disk come back, what was begun is applied.
+func TestStageHangs(t *testing.T) {
+	within(t, func(t *testing.T) {
+		b := newStageBench(512<<10, false)
+		b.power.Add(fault.Rule{Op: fault.Sync, On: "target", N: 1, Kind: fault.Slow, For: 2 * time.Hour})
+		far, wait := pipeServe(t.Context(), Options{Workers: 1}, b.target())
+		began := time.Now()
+		_, err := Sync(t.Context(), b.source(), far[0], Options{Workers: 1, Idle: 10 * time.Minute, Stage: true})
+		if took := time.Since(began); !errors.Is(err, transport.ErrIdle) || took > 20*time.Minute {
+			t.Errorf("after %v: %v", took, err)
+		}
+		wait()
+		if rec := b.journal(t); !bytes.Equal(b.dst.Durable(), b.src.b) || rec == nil || !rec.Complete {
+			t.Errorf("the target is not what it was going to be, or the journal does not say so: %+v", rec)
 		}
 	})
 }

@@ -128,6 +128,9 @@ type target struct {
 func (t *target) run(ctx context.Context) (*Report, error) {
 	t.began = time.Now()
 	t.ready = make(chan struct{})
+	if t.ends == nil {
+		t.ends = ctx.Done()
+	}
 	l, g, ctx := attend(ctx, t.link)
 	t.lines = l
 	defer t.vol.tellStuck(ctx, t.o.Events.Note)()

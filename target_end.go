@@ -87,8 +87,10 @@ func (t *target) progress() Progress {
 		p.Raw = a.received.Load()
 		p.Divergent = p.Raw
 	}
-	if t.applied.began.Load() != 0 {
-		p = t.applied.progress(t.began)
+	for _, applied := range []*stageProgress{&t.redoing, &t.applied} {
+		if applied.began.Load() != 0 && applied.ended.Load() == 0 {
+			p = applied.progress(t.began)
+		}
 	}
 	st := t.link.Stats()
 	p.Wire = st.BytesIn + st.BytesOut

@@ -46,6 +46,10 @@ func (t *target) check(ctx context.Context, g *errgroup.Group) error {
 		layout: l, conn: t.link, vol: t.vol, key: t.key, digest: merkle.Algorithm(t.pass.Digest),
 		from: fromVolume, medium: true, seal: t.sealer, scans: t.o.Workers,
 	}
+	if t.stage != nil {
+		t.sums = newPassSums(l, r.key, r.digest)
+		r.sums = t.sums
+	}
 	r.prepare()
 	t.respond.Store(r)
 	g.Go(func() error { return r.run(ctx) })

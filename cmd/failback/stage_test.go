@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -96,8 +97,10 @@ func TestKillStaged(t *testing.T) {
 		seen[state]++
 		switch {
 		case state == "marked" && i%3 == 0:
-			finish(t, 0, p.bin, "apply", "-q", p.target, p.stages)
-			p.equal(t)
+			finish(t, 1, p.bin, "apply", "-q", p.target, p.stages) // in doubt, for it was killed
+			if got := p.state(t); got != "new" {
+				t.Fatalf("applied, the target is %s", got)
+			}
 		case state == "marked" && i%3 == 1:
 			finish(t, 0, p.bin, "sync", "-q", p.source, p.target)
 			p.equal(t)
@@ -153,6 +156,67 @@ func (p *stagedPair) kill(t *testing.T, i int, dice *rand.Rand) string {
 		p.told(t, q)
 	}
 	return p.state(t)
+}
+
+// TestStagedPeerKilled kills the side of the source while the stage is applied: the
+// server of the target finishes that by itself, also one that ssh has started, whose
+// standard error nobody reads any more.
+func TestStagedPeerKilled(t *testing.T) {
+	p := newStagedPair(t)
+	dir := t.TempDir()
+	socket, ssh := filepath.Join(dir, "s"), filepath.Join(dir, "ssh")
+	script := "#!/bin/sh\nfor last; do :; done\nexec sh -c \"exec $last\"\n"
+	if err := os.WriteFile(ssh, []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	server := start(t, p.bin, "serve", "-q", "--listen", "unix://"+socket, "--volume", "b="+p.target+",rw", "--stage", p.stages)
+	eventually(t, "the server", func() bool { _, err := os.Stat(socket); return err == nil })
+	for name, args := range map[string][]string{
+		"served": {"--stage-served", p.source, "unix://" + socket + "?volume=b"},
+		"ssh":    {"--ssh", ssh, "--remote-failback", p.bin, "--stage", p.stages, p.source, "ssh://home" + p.target},
+	} {
+		p.reset(t)
+		q := start(t, p.bin, append([]string{"sync", "-q", "--codec", "none", "--retry-for", "0"}, args...)...)
+		p.marked(t, q)
+		q.signal(t, syscall.SIGKILL)
+		if code := q.wait(t); code != -1 {
+			t.Fatalf("%s: it ended with %d:\n%s", name, code, q.said.String())
+		}
+		eventually(t, name+": the target is what it was going to be", func() bool {
+			r := start(t, p.bin, "resume-info", p.target+".fbj")
+			r.wait(t)
+			return strings.Contains(r.stdout.String(), "complete") || strings.Contains(r.said.String(), "no such file")
+		})
+		if got := p.state(t); got != "new" {
+			t.Errorf("%s: the target is %s", name, got)
+		}
+		eventually(t, name+": nobody holds the target", func() bool {
+			r := start(t, p.bin, "sync", "-q", p.source, p.target)
+			return r.wait(t) == 0
+		})
+		p.equal(t)
+	}
+	server.signal(t, syscall.SIGINT)
+	if code := server.wait(t); code != 0 {
+		t.Errorf("the server ended with %d:\n%s", code, server.said.String())
+	}
+}
+
+// TestStdioUnheard: a server on standard input and output whose peer is lost has
+// nobody to read its standard error, and does not end for that.
+func TestStdioUnheard(t *testing.T) {
+	p := newStagedPair(t)
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	defer w.Close()
+	c := exec.Command(p.bin, "serve", "--stdio", "--only", p.target)
+	c.Stderr = w
+	if err := c.Run(); c.ProcessState.ExitCode() != 3 {
+		t.Errorf("it ended with %v", err)
+	}
 }
 
 // marked waits for the journal of what is applied.

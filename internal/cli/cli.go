@@ -19,13 +19,13 @@ import (
 // The exit codes. docs/CLI.md says which command uses which.
 const (
 	exitDone      = 0 // diff, verify: the same
-	exitDifferent = 1 // diff, verify
+	exitDifferent = 1 // diff, verify; apply: in doubt
 	exitUsage     = 2
 	exitFailed    = 3 // diff, verify: could not tell
 	exitRefused   = 4
 )
 
-// errDifferent ends diff and verify with exitDifferent. Everything about it has been said.
+// errDifferent ends diff, verify and apply with exitDifferent. Everything about it has been said.
 var errDifferent = errors.New("different")
 
 // errUntold ends track check with exitFailed, likewise.

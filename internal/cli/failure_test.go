@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"strings"
@@ -91,14 +92,42 @@ func TestFailureText(t *testing.T) {
 
 func TestSyncOutcome(t *testing.T) {
 	refused := &failback.RefusedError{Volume: "b"}
-	if got := (&syncFlags{}).outcome(refused, "b", true, false); got != error(refused) {
+	if got := (&syncFlags{}).outcome(refused, "b", came{moved: true}); got != error(refused) {
 		t.Errorf("a refusal touches nothing, yet: %v", got)
 	}
-	var out *outcomeError
-	if err := (&syncFlags{}).outcome(errors.New("x"), "b", false, false); !errors.As(err, &out) || !strings.Contains(out.state, "nothing was written") {
-		t.Errorf("before the plan: %+v", out)
-	}
-	if err := (&syncFlags{}).outcome(errors.New("x"), "b", true, false); !errors.As(err, &out) || !strings.Contains(out.state, "a part of the change") {
-		t.Errorf("after the plan: %+v", out)
+	const apply, plan = "apply", "plan"
+	staged := &syncFlags{fall: recoverFlags{stage: stageFlags{dir: "/st"}}}
+	saved := &syncFlags{fall: recoverFlags{stage: stageFlags{dir: "/st"}, undo: "u.fbu"}}
+	for _, c := range []struct {
+		name        string
+		s           *syncFlags
+		far         bool
+		seen        []string // phases, and the plan
+		state, next string
+	}{
+		{"before the plan", &syncFlags{}, false, nil, "nothing was written", "run the same command again"},
+		{"before the plan, there", &syncFlags{}, true, nil, "nothing of this sync was written", "run the same command again"},
+		{"after the plan", &syncFlags{}, false, []string{plan}, "a part of the change", "--resume"},
+		{"while another's is finished", &syncFlags{}, true, []string{apply}, "its journal says which", "failback apply TARGET DIR"},
+		{"when another's was finished", &syncFlags{}, true, []string{apply, plan}, "a part of the change", "--resume"},
+		{"while it gathers", staged, true, []string{plan}, "b is as it was: what had come was only staged", "run the same command again"},
+		{"while it gathers, another's was finished", staged, true, []string{apply, plan}, "was made what an interrupted sync", "run the same command again"},
+		{"while it is applied", staged, true, []string{plan, apply}, "its journal says which", "failback apply TARGET /st"},
+		{"while it is applied, with an undo log", saved, true, []string{plan, apply}, "its journal says which", "another undo log"},
+		{"while another's is finished, with a stage", staged, false, []string{apply}, "its journal says which", "failback apply TARGET DIR"},
+	} {
+		u := &ui{w: io.Discard}
+		for _, x := range c.seen {
+			if x == plan {
+				u.plan(failback.Plan{})
+				continue
+			}
+			u.progress(failback.Progress{Phase: x})
+		}
+		var out *outcomeError
+		err := c.s.outcome(errors.New("x"), "b", came{moved: u.started(), applying: u.applies(), redone: u.finished(), far: c.far})
+		if !errors.As(err, &out) || !strings.Contains(out.state, c.state) || !strings.Contains(out.next, c.next) {
+			t.Errorf("%s: state %q, next %q", c.name, out.state, out.next)
+		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/failback/failback"
+	"github.com/failback/failback/internal/journal"
 	"github.com/failback/failback/transport/dial"
 )
 
@@ -34,6 +35,38 @@ const systemState = "/var/lib/failback"
 // journal is the path of the resume journal of a volume here, "" for none. The
 // directory for one that will be written is made.
 func (p *placeFlags) journal(d *failback.Disk, path string, write bool) (string, error) {
+	at, err := p.where(d, path)
+	if err == nil && write {
+		err = p.finished(d, path, at)
+	}
+	if err != nil || at == "" || !write {
+		return at, err
+	}
+	if err := os.MkdirAll(filepath.Dir(at), 0o700); err != nil {
+		return "", &failback.RefusedError{Volume: path, Reason: fmt.Sprintf("there is no place for its resume journal (%v)", err),
+			Next: "give one (--state DIR), or do without (--no-journal)"}
+	}
+	return at, nil
+}
+
+// finished refuses to write a volume, with its journal at another place or with none,
+// while the one at its usual place says that a stage is being applied to it: whoever
+// finishes that would lay what is staged over what was written.
+func (p *placeFlags) finished(d *failback.Disk, path, at string) error {
+	usual, err := (&placeFlags{}).where(d, path)
+	if err != nil || usual == at {
+		return nil // there is none that could be asked
+	}
+	rec, err := journal.Read(journal.Disk, usual)
+	if err != nil || rec.Stage == "" || !rec.Touched || rec.Complete {
+		return nil
+	}
+	return &failback.RefusedError{Volume: path, Reason: fmt.Sprintf("its journal %s says that a staged sync was being applied to it when it was interrupted", usual),
+		Next: fmt.Sprintf("finish that first (failback apply %s %s), or give it up (--discard)", path, filepath.Dir(rec.Stage))}
+}
+
+// where is the path of the resume journal of a volume here, "" for none.
+func (p *placeFlags) where(d *failback.Disk, path string) (string, error) {
 	if p.noJournal {
 		return "", nil
 	}
@@ -49,12 +82,6 @@ func (p *placeFlags) journal(d *failback.Disk, path string, write bool) (string,
 	dir, err := p.stateDir()
 	if err != nil {
 		return "", err
-	}
-	if write {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return "", &failback.RefusedError{Volume: path, Reason: fmt.Sprintf("there is no place for its resume journal (%v)", err),
-				Next: "give one (--state DIR), or do without (--no-journal)"}
-		}
 	}
 	return filepath.Join(dir, fmt.Sprintf("%016x%s", xxhash.Sum64String(d.Identity()), journalSuffix)), nil
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/signal"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -131,6 +132,9 @@ func (a *app) serve(ctx context.Context, f *serveFlags) error {
 		}}),
 	}
 	if f.stdio {
+		// A peer that is lost takes standard error along. What is begun goes on then, and
+		// a line that nobody reads must not end it.
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 		return s.core.Handle(ctx, a.stdio())
 	}
 	x.opened = func(peer, name string, write bool) {

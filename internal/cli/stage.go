@@ -70,18 +70,24 @@ func makeStageDir(dir, volume string) (string, error) {
 	return abs, nil
 }
 
-// outcome says what the target holds after a staged sync that did not finish. Once
-// it was told to apply, only the target knows.
-func (s *stageFlags) outcome(err error, target, next string, applying bool) error {
-	if !applying {
+// stageOutcome says what the target holds after a sync that did not finish and was
+// staged, or was finishing one that was. Once it was told to apply, only the target knows.
+func (r *recoverFlags) stageOutcome(err error, target, next string, c came) error {
+	switch {
+	case !c.applying && c.redone:
+		return &outcomeError{err, target + " was made what an interrupted sync was going to make it; what had come since was only staged", next}
+	case !c.applying:
 		return &outcomeError{err, target + " is as it was: what had come was only staged", next}
 	}
-	where := s.dir
-	if where == "" {
-		where = "DIR, there"
+	only := "failback apply TARGET DIR"
+	if r.stage.dir != "" && c.moved {
+		only = "failback apply TARGET " + r.stage.dir
 	}
-	return &outcomeError{err, target + " is as it was, or is being made what it is to be: its journal says which, and then its stage holds all of it",
-		fmt.Sprintf("run the same command again: what was begun is finished first (or do only that, where TARGET is: failback apply TARGET %s)", where)}
+	next = fmt.Sprintf("run the same command again: what was begun is finished first (or do only that, where TARGET is: %s)", only)
+	if r.undo != "" {
+		next = fmt.Sprintf("finish what was begun, where TARGET is: %s; what it overwrites is saved. Then sync again, with another undo log", only)
+	}
+	return &outcomeError{err, target + " is as it was, or is being made what it is to be: its journal says which, and the stage that it names then holds all of it", next}
 }
 
 type applyFlags struct {
@@ -93,10 +99,11 @@ type applyFlags struct {
 // applyJSON is what was done with a stage.
 type applyJSON struct {
 	Schema        string  `json:"schema"`
-	Result        string  `json:"result"` // applied, discarded
+	Result        string  `json:"result"` // applied, in doubt, discarded
 	Target        string  `json:"target"`
 	Stage         string  `json:"stage"`
 	Source        string  `json:"source"`
+	Doubt         string  `json:"doubt"`
 	StagedBytes   int64   `json:"staged_bytes"`
 	WrittenBytes  int64   `json:"written_bytes"`
 	VerifiedBytes int64   `json:"verified_bytes"`
@@ -117,10 +124,16 @@ refused, with the place. Interrupted at any moment, the same command again
 finishes it. A sync that had only gathered leaves TARGET as it was and nothing to
 apply.
 
+Only a sync that came to record how it left TARGET lets us see that nobody has
+written it since. After a kill or a power cut nothing tells: what was staged is
+applied all the same, and TARGET stays in doubt until a sync onto it has compared
+all of it. As a source it is then taken only with --allow-inconsistent.
+
   --discard   gives the stage up: TARGET stays as the crash has left it, marked
               inconsistent, until a sync has made it equal to something
 
-Exit codes: 0 done, 2 usage, 3 failed, 4 refused (nothing was touched).`,
+Exit codes: 0 done, 1 done but TARGET is in doubt, 2 usage, 3 failed, 4 refused
+(nothing was touched).`,
 		Example:     "  failback apply /dev/vg/standby /var/lib/failback/stage",
 		Args:        exactly(2, "TARGET DIR"),
 		Annotations: map[string]string{schemaKey: schemaApply},
@@ -154,7 +167,11 @@ func (a *app) apply(ctx context.Context, f *applyFlags, target, dir string) (err
 	case err != nil:
 		return &outcomeError{err, target + " holds a part of the change and equals neither its old content nor the source; its stage holds all of it", "see to that, then run the same command again"}
 	}
-	return a.showApply(&applyJSON{Schema: schemaApply, Target: target, Stage: dir}, r, f.out)
+	err = a.showApply(&applyJSON{Schema: schemaApply, Target: target, Stage: dir}, r, f.out)
+	if err == nil && r != nil && r.Doubt != "" {
+		return errDifferent
+	}
+	return err
 }
 
 // showApply tells what was done; r is nil of a stage that was given up.
@@ -165,14 +182,21 @@ func (a *app) showApply(j *applyJSON, r *failback.Report, o outputFlags) error {
 		j.Result, j.Source, j.StagedBytes, j.Seconds = "applied", r.Source, r.StagedBytes, r.Seconds.Apply
 		j.WrittenBytes, j.VerifiedBytes = r.TargetWrittenBytes, r.TargetVerifiedBytes
 		words = "what was staged is applied, proven by reading it back"
+		if j.Doubt = r.Doubt; j.Doubt != "" {
+			j.Result = "in doubt"
+			words += "; but it may hold more than that: " + j.Doubt
+		}
 	}
 	if a.json {
 		return writeJSON(a.stdout, j)
 	}
-	if o.quiet {
+	if o.quiet && j.Doubt == "" {
 		return nil
 	}
 	lines := []line{{"target", j.Target}, {"result", words}}
+	if j.Doubt != "" {
+		lines = append(lines, line{"next", "sync onto it: all of it is compared, on its medium; or, if you know that nobody has written it, take it as it is (--allow-inconsistent)"})
+	}
 	if r != nil {
 		lines = append(lines, line{"sync from", j.Source},
 			line{"applied", fmt.Sprintf("%s, %s written and %s read back in %s", humanBytes(j.StagedBytes), humanBytes(j.WrittenBytes), humanBytes(j.VerifiedBytes), seconds(j.Seconds))})

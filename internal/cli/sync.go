@@ -154,7 +154,7 @@ func (a *app) sync(ctx context.Context, s *syncFlags, source, target string) err
 	case errors.As(err, &left) && closed == nil:
 		return a.leftover(left, s.out)
 	}
-	return s.outcome(errors.Join(err, closed), target, u.started() && !s.dryRun, u.applies())
+	return s.outcome(errors.Join(err, closed), target, came{moved: u.started() && !s.dryRun, applying: u.applies(), redone: u.finished(), far: dst.disk == nil})
 }
 
 // leftoverError says that a sync was done and proven, and what was set up for it could
@@ -263,21 +263,30 @@ func refuseMap(m *cbt.Map, flag string, of ...*side) error {
 	}
 }
 
+// came is how far a sync came that did not finish.
+type came struct {
+	moved    bool // its plan was told: before that not a byte moves (L3)
+	applying bool // a stage is being applied, or may be: its own, or one that it finishes first
+	redone   bool // it has finished one of an interrupted sync
+	far      bool // the target is at a peer: what that does last is not always heard
+}
+
 // outcome says what the target holds after a sync that did not finish.
-// Before the plan is told not a byte moves (L3).
-func (s *syncFlags) outcome(err error, target string, moved, applying bool) error {
+func (s *syncFlags) outcome(err error, target string, c came) error {
 	var refused *failback.RefusedError
+	again := "see to that, then run the same command again"
 	switch {
 	case errors.As(err, &refused):
 		return err
-	case s.fall.stage.on() && (moved || applying):
-		next := "see to that, then run the same command again"
+	case c.applying || s.fall.stage.on() && c.moved:
 		if s.live.on {
-			next = s.live.next(err)
+			again = s.live.next(err)
 		}
-		return s.fall.stage.outcome(err, target, next, applying)
-	case !moved:
-		return &outcomeError{err, target + " is as it was: nothing was written", "see to that, then run the same command again"}
+		return s.fall.stageOutcome(err, target, again, c)
+	case !c.moved && c.far:
+		return &outcomeError{err, "nothing of this sync was written to " + target, again}
+	case !c.moved:
+		return &outcomeError{err, target + " is as it was: nothing was written", again}
 	}
 	next := "run the same command again with --resume: it goes on where it was (without: both sides are compared, and what has arrived is not sent again)"
 	if s.live.on {

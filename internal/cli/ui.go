@@ -25,6 +25,7 @@ type ui struct {
 	drawn   bool // a progress line is on the screen
 	planned bool // the plan is known: from here on the target may change
 	applied bool // a stage was going to be applied: likewise, where there is one
+	redone  bool // one was, before the plan: of a sync that was interrupted
 	phase   string
 	began   time.Time     // of step's work
 	drew    time.Duration // since then, when step drew last
@@ -105,7 +106,7 @@ func (u *ui) note(text string) {
 func (u *ui) plan(p failback.Plan) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.planned = true
+	u.planned, u.redone, u.applied = true, u.redone || u.applied, false
 	if !u.quiet {
 		u.erase()
 		fmt.Fprintln(u.w, planLine(p))
@@ -186,6 +187,13 @@ func (u *ui) erase() {
 		fmt.Fprint(u.w, "\r\x1b[K")
 		u.drawn = false
 	}
+}
+
+// finished reports whether the session has finished a stage of an interrupted one.
+func (u *ui) finished() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.redone
 }
 
 // started reports whether the session got as far as its plan.
