@@ -271,7 +271,7 @@ func newTargetOver(ctx context.Context, b Side, o Options, conns []*transport.Co
 		log:    logbook{path: b.Journal, files: b.journalFiles(), name: b.label()},
 		saveTo: savePlace{path: b.Undo, best: b.UndoBestEffort, files: b.undoAt},
 	}
-	t.stageAt = stagePlace{dir: b.Stage, files: b.stageAt}
+	t.stageAt, t.commit = stagePlace{dir: b.Stage, files: b.stageAt}, b.Commit
 	return t, nil
 }
 

@@ -48,6 +48,13 @@ type Side struct {
 	// is as it was, whatever happens, and from then on it is going to be what it is
 	// to be. It takes a Journal, and room for what differs.
 	Stage string
+	// Commit decides about a stage that is whole and durable; a session that is not
+	// staged does not ask it. It calls apply, once, which makes the target what it is to
+	// be, or it returns an error, and the target stays as it was. The context that it
+	// gets outlives the link to the peer and ends with whoever runs the target; the end
+	// of the one that apply gets is like a crash. The source hears of the end when
+	// Commit has returned. Nil: what is whole is applied.
+	Commit func(ctx context.Context, apply func(context.Context) error) error
 
 	files   journal.Files // where Journal lies; nil: on this machine
 	undoAt  undoFiles     // where Undo lies, likewise

@@ -1,7 +1,6 @@
 package failback
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -65,6 +64,7 @@ type staging struct {
 
 	ends    <-chan struct{} // closed when whoever runs the target stops; nil: never
 	applies func()          // is told before a stage is applied; may be nil
+	commit  commitFunc      // decides whether it is; nil: it is
 }
 
 // look looks at what earlier sessions have left, and finishes one that was
@@ -260,7 +260,7 @@ func (t *target) sealStaged(ctx context.Context, g *errgroup.Group, out message.
 // enact makes of the target what is staged. The order is (L10):
 //
 //  1. sync what is staged, and its index; read all of it from the medium; say in its
-//     head that it is whole
+//     head that it is whole. Whoever owns the target decides here (Side.Commit)
 //  2. save what the target holds there, and end the undo log, if there is one
 //  3. record in the journal that the target is being made equal to this stage: from
 //     here on it will be, whatever happens (redo does the rest)
@@ -269,9 +269,9 @@ func (t *target) sealStaged(ctx context.Context, g *errgroup.Group, out message.
 //  5. record in the journal that the session is complete: the target is consistent
 //  6. remove the stage
 //
-// Up to 3 the session's end ends it. From there on no peer is needed for it, and none
-// that is lost stops it: only the end of on does, which is that of whoever runs the
-// target, and is like a crash.
+// Up to 3 the session's end ends it, unless the owner has decided. From there on no
+// peer is needed for it, and none that is lost stops it: only the end of on does, which
+// is that of whoever runs the target, and is like a crash.
 //
 // The source hears of it after 5 (L2). A crash before 3 leaves the target as it was,
 // consistent, and a stage that nobody applies: somebody else may write the target
@@ -284,25 +284,35 @@ func (t *target) enact(ctx, on context.Context) error {
 	p.began.Store(time.Now().UnixNano())
 	out := &meter{v: t.base.v, name: t.base.name}
 	t.tell()
-	steps := []func() error{
+	whole := []func() error{
 		func() error { return s.settle(stageKept) },
 		func() error { return s.check(ctx, p.looked) },
 		func() error { return s.declare(stageWhole) },
-		func() error { return t.saveStaged(ctx, out) },
-		func() error { return t.alone() },
-		func() error { return t.mark(ctx) },
-		func() error { return s.apply(on, out, p) },
-		func() error { return t.provePass(on, out) },
-		func() error { return t.log.complete(t.span()) },
 	}
-	if p.total.Load() == 0 {
+	empty := p.total.Load() == 0
+	if empty {
 		// What was found equal may have been written by a session that was cut.
-		steps = []func() error{out.sync, steps[3], steps[4], steps[8]}
+		whole = []func() error{out.sync}
 	}
-	for _, step := range steps {
-		if err := step(); err != nil {
-			return err
+	if err := inTurn(whole); err != nil {
+		return err
+	}
+	err := t.decide(ctx, on, func(until, on context.Context) error {
+		steps := []func() error{
+			func() error { return t.saveStaged(until, out) },
+			func() error { return t.alone() },
+			func() error { return t.mark(until) },
+			func() error { return s.apply(on, out, p) },
+			func() error { return t.provePass(on, out) },
+			func() error { return t.log.complete(t.span()) },
 		}
+		if empty {
+			steps = append(steps[:2:2], steps[5])
+		}
+		return inTurn(steps)
+	})
+	if err != nil {
+		return err
 	}
 	p.ended.Store(time.Now().UnixNano())
 	t.vol.written.Store(out.written.Load())
@@ -313,46 +323,17 @@ func (t *target) enact(ctx, on context.Context) error {
 	return nil
 }
 
-// outlive returns a context that does not end with the session's, ctx: it ends with
-// whoever runs the target. done is to be called when it is not needed any more.
-func (t *target) outlive(ctx context.Context) (on context.Context, done func()) {
-	on, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	over := make(chan struct{})
-	go func() {
-		defer close(over)
-		select {
-		case <-t.ends:
-			cancel()
-		case <-on.Done():
+// inTurn takes steps until one goes wrong.
+func inTurn(steps []func() error) error {
+	for _, step := range steps {
+		if err := step(); err != nil {
+			return err
 		}
-	}()
-	return on, func() {
-		cancel()
-		<-over
 	}
+	return nil
 }
 
-// alone refuses to go on when somebody has written the target while what differs was
-// gathered: that would be lost where something is staged, and stay where nothing is
-// (L4). Nothing is touched yet.
-func (t *target) alone() error {
-	now, err := t.base.writes()
-	if err != nil {
-		return err
-	}
-	if now != t.wrote {
-		return &RefusedError{Volume: t.name,
-			Reason: fmt.Sprintf("somebody has written it while what differs was gathered (%s, now %s)", cmp.Or(t.wrote, "unknown"), cmp.Or(now, "unknown")),
-			Next:   "find out who, and sync again when nobody does: it is as that left it, and nothing of this sync is in it"}
-	}
-	stamp, err := t.base.stamp()
-	if err == nil && now == "" && stamp != t.stage.h.stamp && t.o.Events.Note != nil {
-		t.o.Events.Note(fmt.Sprintf("%s may have been written while what differs was gathered (%s, now %s): nothing tells for certain", t.name, t.stage.h.stamp, stamp))
-	}
-	return err
-}
-
-// mark records that the target is being written, unless the session, ctx, has ended.
+// mark records that the target is being written, unless ctx has ended.
 // Whether that got there or not, from here on nothing of the session is taken back.
 func (t *target) mark(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {

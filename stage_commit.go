@@ -1,0 +1,85 @@
+package failback
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+)
+
+// A commitFunc decides about a stage that is whole: see Side.Commit.
+type commitFunc = func(ctx context.Context, apply func(context.Context) error) error
+
+// errUndecided is of an owner who said yes to a stage and did not have it applied.
+var errUndecided = errors.New("the owner of the target returned without having the stage applied")
+
+// decide has whoever owns the target decide about a stage that is whole. apply makes
+// of the target what is staged: up to the mark while until lasts, from there on while
+// on does. Without an owner the session's end, that of ctx, leaves the target as it
+// was up to the mark; on is the context of whoever runs the target.
+func (t *target) decide(ctx, on context.Context, apply func(until, on context.Context) error) error {
+	if t.commit == nil {
+		return apply(ctx, on)
+	}
+	var (
+		mu   sync.Mutex // whoever applies may be another goroutine, and late
+		over bool
+		got  = errUndecided
+	)
+	err := t.commit(on, func(on context.Context) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if over {
+			return errors.New("the stage was decided about")
+		}
+		over, got = true, apply(on, on)
+		return got
+	})
+	mu.Lock()
+	defer mu.Unlock()
+	over = true
+	if err != nil {
+		return err
+	}
+	return got
+}
+
+// outlive returns a context that does not end with the session's, ctx: it ends with
+// whoever runs the target. done is to be called when it is not needed any more.
+func (t *target) outlive(ctx context.Context) (on context.Context, done func()) {
+	on, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		select {
+		case <-t.ends:
+			cancel()
+		case <-on.Done():
+		}
+	}()
+	return on, func() {
+		cancel()
+		<-over
+	}
+}
+
+// alone refuses to go on when somebody has written the target while what differs was
+// gathered: that would be lost where something is staged, and stay where nothing is
+// (L4). Nothing is touched yet.
+func (t *target) alone() error {
+	now, err := t.base.writes()
+	if err != nil {
+		return err
+	}
+	if now != t.wrote {
+		return &RefusedError{Volume: t.name,
+			Reason: fmt.Sprintf("somebody has written it while what differs was gathered (%s, now %s)", cmp.Or(t.wrote, "unknown"), cmp.Or(now, "unknown")),
+			Next:   "find out who, and sync again when nobody does: it is as that left it, and nothing of this sync is in it"}
+	}
+	stamp, err := t.base.stamp()
+	if err == nil && now == "" && stamp != t.stage.h.stamp && t.o.Events.Note != nil {
+		t.o.Events.Note(fmt.Sprintf("%s may have been written while what differs was gathered (%s, now %s): nothing tells for certain", t.name, t.stage.h.stamp, stamp))
+	}
+	return err
+}
