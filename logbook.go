@@ -379,7 +379,7 @@ func refuseInconsistent(s Side) error {
 		return &RefusedError{Volume: s.label(),
 			Reason: fmt.Sprintf("a staged sync from %s was being applied to it when it was interrupted at %s, so it holds neither its old content nor that one's (%s)",
 				rec.Source.Name, rec.Updated.Format(time.DateTime), s.Journal),
-			Next: fmt.Sprintf("finish that first: failback apply TARGET %s; or use it as it is (--allow-inconsistent)", filepath.Dir(rec.Stage))}
+			Next: fmt.Sprintf("if nothing has written it since, finish that first: failback apply TARGET %s; or use it as it is (--allow-inconsistent)", filepath.Dir(rec.Stage))}
 	}
 	return &RefusedError{Volume: s.label(),
 		Reason: fmt.Sprintf("a sync from %s onto it was interrupted at %s, so it holds neither its old content nor that one's (%s)",

@@ -38,6 +38,9 @@ type Side struct {
 	Journal string
 	// AllowInconsistent takes as a source also a volume whose last sync was interrupted.
 	AllowInconsistent bool
+	// ThoughWritten has ApplyStage lay a stage over what somebody has, or may have,
+	// written to the volume since the sync was interrupted: that is lost.
+	ThoughWritten bool
 	// Undo is where a target saves what is overwritten, empty for nowhere: a new
 	// file, or a directory in which a file of the session's own is made.
 	Undo string

@@ -58,7 +58,7 @@ func crashStage(t *testing.T, undo bool, step int, after bool) (redone, kept int
 		switch {
 		case pending != nil && seed%2 == 1:
 			// By itself: what it was going to be, before anybody syncs.
-			r, err := left.target().ApplyStage(t.Context(), Options{}, false)
+			r, err := left.anyhow().ApplyStage(t.Context(), Options{}, false)
 			if err != nil {
 				t.Fatal(name, err)
 			}
@@ -135,7 +135,7 @@ func (b *stageBench) undone(t *testing.T, name string) {
 func (b *stageBench) twice(t *testing.T, name string) *stageBench {
 	t.Helper()
 	b.power.Add(fault.Rule{Op: fault.Write, On: "target", N: 2, Kind: fault.Cut, After: true})
-	if _, err := b.target().ApplyStage(t.Context(), Options{}, false); !errors.Is(err, fault.ErrPower) {
+	if _, err := b.anyhow().ApplyStage(t.Context(), Options{}, false); !errors.Is(err, fault.ErrPower) {
 		t.Fatalf("%s: %v", name, err)
 	}
 	for seed := range uint64(8) {
@@ -196,7 +196,7 @@ func TestStageFlips(t *testing.T) {
 			left.dir.WriteFile(rec.Stage+suffix, content)
 			for _, try := range []func() error{
 				func() error { _, err := left.sync(t); return err },
-				func() error { _, err := left.target().ApplyStage(t.Context(), Options{}, false); return err },
+				func() error { _, err := left.anyhow().ApplyStage(t.Context(), Options{}, false); return err },
 			} {
 				err := try()
 				var refused *RefusedError
@@ -208,7 +208,7 @@ func TestStageFlips(t *testing.T) {
 				t.Error("the target was written from a damaged stage")
 			}
 			// Given up, the target is like that of any sync that was interrupted.
-			if _, err := left.target().ApplyStage(t.Context(), Options{}, true); err != nil {
+			if _, err := left.anyhow().ApplyStage(t.Context(), Options{}, true); err != nil {
 				t.Fatal(err)
 			}
 			if rec := left.journal(t); rec == nil || !rec.Touched || rec.Complete || rec.Stage != "" {

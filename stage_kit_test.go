@@ -87,6 +87,13 @@ func (b *stageBench) target() Side {
 	return s
 }
 
+// anyhow is the target as one is finished that may have been written since.
+func (b *stageBench) anyhow() Side {
+	s := b.target()
+	s.ThoughWritten = true
+	return s
+}
+
 func (b *stageBench) source() Side {
 	return Side{Volume: namedVolume("source", b.src), Name: "source"}
 }

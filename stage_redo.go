@@ -25,6 +25,8 @@ type redo struct {
 	p       *stageProgress
 	rec     journal.Record // as the journal has it
 	staged  *stage
+	anyhow  bool   // the target is going to be overwritten or compared as a whole, or whoever finishes it accepts what is lost
+	written string // why somebody may have written the target since; "": nobody has
 	doubt   string // why nothing vouches for what lies beside what is staged; "": it does
 	// after is the session as which's end the target was found when the one that was
 	// interrupted began; zeroes unless nobody else can have written it since. What that
@@ -60,7 +62,7 @@ func (t *target) redo(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.stages, r.note, r.p = t.stageAt.on(), t.o.Events.Note, &t.redoing
+	r.stages, r.note, r.p, r.anyhow = t.stageAt.on(), t.o.Events.Note, &t.redoing, true
 	on, done := t.outlive(ctx)
 	defer done()
 	t.tell()
@@ -82,14 +84,16 @@ func newRedo(name, path string, logs journal.Files, rec *journal.Record) (*redo,
 // it does again.
 //
 //  1. read the whole stage, from its medium: a damaged one touches nothing more
-//  2. replace the journal by one that says the same: what is read of it may never
+//  2. refuse, or tell, that what somebody has written to the target since may be lost
+//  3. replace the journal by one that says the same: what is read of it may never
 //     have become durable
-//  3. write what is staged to the target, sync that, read it back from the medium
-//  4. record that it is complete, or that it is in doubt: see vouch
-//  5. remove the stage
+//  4. write what is staged to the target, sync that, read it back from the medium
+//  5. record that it is complete, or that it is in doubt: see vouch
+//  6. remove the stage
 //
-// A crash before 4 leaves the mark, and all of it is done again. No peer is needed for
-// it: it goes on without, until ctx ends, which is that of whoever runs it.
+// A crash before 5 leaves the mark, and all of it is done again; an error likewise, and
+// the target's stamp. No peer is needed for it: it goes on without, until ctx ends,
+// which is that of whoever runs it.
 func (r *redo) run(ctx context.Context, target Volume) (err error) {
 	vol := &meter{v: target, name: r.name}
 	if r.staged, err = r.whole(ctx, vol); err != nil {
@@ -101,6 +105,9 @@ func (r *redo) run(ctx context.Context, target Volume) (err error) {
 	r.p.total.Store(r.staged.staged())
 	r.p.began.Store(time.Now().UnixNano())
 	if err = r.vouch(vol); err == nil {
+		err = r.admit()
+	}
+	if err == nil {
 		err = r.apply(ctx, vol)
 	}
 	if err = errors.Join(err, r.staged.close()); err != nil {
@@ -135,16 +142,35 @@ func (r *redo) vouch(vol *meter) error {
 		return err
 	}
 	switch left := r.rec.Left; {
-	case r.rec.Suspect:
-		r.doubt = "its medium did not hold what it should, or it was in doubt before"
 	case left == "":
-		r.doubt = "nothing tells whether somebody has written it since, for the sync was killed or lost power"
+		r.written = "nothing tells whether somebody has written it since, for the sync was killed or lost power"
 	case now != left:
-		r.doubt = fmt.Sprintf("it, or what else lies on its disk, was written since (%s, now %s)", left, cmp.Or(now, "nothing that tells"))
-	default:
+		r.written = fmt.Sprintf("it, or what else lies on its disk, was written since (%s, now %s)", left, cmp.Or(now, "nothing that tells"))
+	}
+	r.doubt = r.written
+	if r.rec.Suspect {
+		r.doubt = "its medium did not hold what it should, or it was in doubt before"
+	}
+	if r.doubt == "" {
 		r.after = r.staged.h.after
 	}
 	r.rec.Suspect, r.rec.Left = r.doubt != "", ""
+	return nil
+}
+
+// admit refuses to lay what is staged over what somebody may have written since (L4),
+// or tells before the first byte that this is lost (L3). A sync makes all of the target
+// what its source is; who only finishes a stage has to have been told to.
+func (r *redo) admit() error {
+	switch {
+	case r.written == "":
+	case !r.anyhow:
+		return &RefusedError{Volume: r.name, Reason: fmt.Sprintf("what is staged for it, %d bytes, would be laid over what may have been written there since a staged sync from %s was interrupted: %s",
+			r.staged.staged(), cleanText(r.rec.Source.Name), r.written),
+			Next: "if nothing has written it, or what has may be lost: --though-written; otherwise save what it holds first, or give the stage up (--discard)"}
+	case r.note != nil:
+		r.note(fmt.Sprintf("%s: what is staged for it, %d bytes, is laid over it, and what somebody has written there since is lost: %s", r.name, r.staged.staged(), r.written))
+	}
 	return nil
 }
 
@@ -162,11 +188,30 @@ func (r *redo) apply(ctx context.Context, vol *meter) error {
 			end.Complete, end.Done = true, min(end.Source.Size, end.Target.Size)
 		}
 		err = j.Commit(end)
-	} else if isWrong(err) {
-		end.Suspect, end.Done = true, 0
-		err = errors.Join(err, j.Commit(end))
+	} else {
+		err = errors.Join(err, r.leave(vol, j, err))
 	}
 	return errors.Join(err, j.Close())
+}
+
+// leave records how a target is left that could not be finished, because of err:
+// whoever comes next sees whether somebody has written it since (see [logbook.leave]).
+func (r *redo) leave(vol *meter, j *journal.File, err error) error {
+	var lost *syncError
+	var failed error
+	end := r.rec
+	if end.Updated = time.Now(); isWrong(err) {
+		end.Suspect, end.Done = true, 0
+	}
+	if !errors.As(err, &lost) {
+		if failed = vol.sync(); failed == nil {
+			end.Left, failed = vol.stamp()
+		}
+	}
+	if end.Left == "" && !end.Suspect {
+		return failed
+	}
+	return errors.Join(failed, j.Commit(end))
 }
 
 // refuse says what to do about a stage that is gone or damaged.
@@ -179,9 +224,10 @@ func (r *redo) refuse(err error) error {
 // ApplyStage finishes what a crash has interrupted: it makes the volume, which was
 // the target of a staged [Sync], what it was going to be. The next Sync onto it does
 // so by itself. Where nothing tells that nobody has written the volume since the
-// crash, Report.Doubt says why, Result is not equal, and the volume stays in doubt
-// until a Sync onto it has compared all of it. It is a [RefusedError] if nothing is to
-// be finished, or not from where Stage says. With discard the stage is given up and removed instead: the
+// crash it is a [RefusedError], for that would be lost; with Side.ThoughWritten it goes
+// on, says so first (Events.Note), Report.Doubt says why, Result is not equal, and the
+// volume stays in doubt until a Sync onto it has compared all of it. It is a
+// RefusedError, too, if nothing is to be finished, or not from where Stage says. With discard the stage is given up and removed instead: the
 // volume stays as the crash has left it, marked inconsistent.
 func (s Side) ApplyStage(ctx context.Context, o Options, discard bool) (*Report, error) {
 	if s.Volume == nil || s.Journal == "" || s.Stage == "" {
@@ -209,7 +255,7 @@ func (s Side) ApplyStage(ctx context.Context, o Options, discard bool) (*Report,
 	if err != nil {
 		return nil, err
 	}
-	r.stages, r.note, r.p = stagePlace{files: s.stageAt}.on(), o.Events.Note, &p
+	r.stages, r.note, r.p, r.anyhow = stagePlace{files: s.stageAt}.on(), o.Events.Note, &p, s.ThoughWritten
 	if discard {
 		return nil, r.discard()
 	}

@@ -73,7 +73,7 @@ func failedApply(t *testing.T, undo bool) *stageBench {
 func TestStageOld(t *testing.T) {
 	for i, apply := range []bool{false, true, false, true} {
 		b := halfApplied(t, false)
-		side := b.target()
+		side := b.anyhow()
 		if i > 1 {
 			side.Volume = b.dst // it has no stamp, before and after
 		}
@@ -98,6 +98,58 @@ func TestStageOld(t *testing.T) {
 		if !bytes.Equal(b.dst.Bytes(), newer.b) || b.journal(t) != nil {
 			t.Errorf("%d, applied first %v: the target is not the source", i, apply)
 		}
+	}
+}
+
+// TestStageOverWrites (L4, L3): who only finishes a stage does not lay it over what
+// somebody has written since, or may have, unless he is told to; it is said before the
+// first byte is written. A second one who failed records how he left the target.
+func TestStageOverWrites(t *testing.T) {
+	for name, c := range map[string]struct {
+		bench   func(*testing.T, bool) *stageBench
+		written bool
+		refused bool
+	}{
+		"nobody":             {failedApply, false, false},
+		"somebody":           {failedApply, true, true},
+		"nothing tells":      {halfApplied, false, true},
+		"nothing tells, and": {halfApplied, true, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := c.bench(t, false)
+			if c.written {
+				if _, err := b.dst.WriteAt([]byte("a failover"), 1<<10); err != nil {
+					t.Fatal(err)
+				}
+			}
+			before, was := b.dst.Bytes(), b.journal(t)
+			var refused *RefusedError
+			if c.refused {
+				_, err := b.target().ApplyStage(t.Context(), Options{}, false)
+				if !errors.As(err, &refused) || !strings.Contains(refused.Next, "--though-written") {
+					t.Fatalf("got %v", err)
+				}
+				if now := b.journal(t); !bytes.Equal(b.dst.Bytes(), before) || *now != *was {
+					t.Errorf("refused, and something was touched: %+v", now)
+				}
+			}
+			var said atomic.Bool
+			o := Options{Events: Events{Note: func(s string) { said.Store(said.Load() || strings.Contains(s, "is lost")) }}}
+			side, failed := b.anyhow(), errors.New("it fails")
+			side.Volume = &hooked{matrixTarget: matrixTarget{b.dst}, write: func([]byte, int64) error {
+				if said.Load() != c.refused {
+					t.Errorf("what is lost was told before the first byte: %v", said.Load())
+				}
+				return failed
+			}}
+			if _, err := side.ApplyStage(t.Context(), o, false); !errors.Is(err, failed) {
+				t.Fatalf("got %v", err)
+			}
+			r, err := b.target().ApplyStage(t.Context(), Options{}, false)
+			if err != nil || (r.Doubt != "") != c.refused || !bytes.Equal(b.dst.Bytes(), b.src.b) == !c.written {
+				t.Errorf("%v: %+v", err, r)
+			}
+		})
 	}
 }
 
@@ -160,7 +212,7 @@ func TestStageOtherJournal(t *testing.T) {
 	if _, err := Sync(t.Context(), b.source(), side, Options{Workers: 1}); err != nil {
 		t.Fatal(err)
 	}
-	r, err := b.target().ApplyStage(t.Context(), Options{}, false)
+	r, err := b.anyhow().ApplyStage(t.Context(), Options{}, false)
 	if err != nil || r.Doubt == "" {
 		t.Errorf("%v: %+v", err, r)
 	}
@@ -196,7 +248,7 @@ func TestStageRenumbered(t *testing.T) {
 				t.Fatal(err)
 			}
 			left := b.restart(0)
-			side = left.target()
+			side = left.anyhow()
 			side.Volume = &hooked{matrixTarget: matrixTarget{left.dst}, id: c.is}
 			if side.Journal = c.journal; c.journal != stageTestJournal {
 				content, err := left.dir.ReadFile(stageTestJournal)

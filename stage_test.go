@@ -111,7 +111,7 @@ func TestStageWrittenBetween(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		r, err := b.target().ApplyStage(t.Context(), Options{}, false)
+		r, err := b.anyhow().ApplyStage(t.Context(), Options{}, false)
 		if err != nil {
 			t.Fatal(err)
 		}

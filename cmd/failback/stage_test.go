@@ -97,7 +97,8 @@ func TestKillStaged(t *testing.T) {
 		seen[state]++
 		switch {
 		case state == "marked" && i%3 == 0:
-			finish(t, 1, p.bin, "apply", "-q", p.target, p.stages) // in doubt, for it was killed
+			finish(t, 4, p.bin, "apply", "-q", p.target, p.stages)
+			finish(t, 1, p.bin, "apply", "-q", "--though-written", p.target, p.stages) // in doubt, for it was killed
 			if got := p.state(t); got != "new" {
 				t.Fatalf("applied, the target is %s", got)
 			}

@@ -62,7 +62,7 @@ func (p *placeFlags) finished(d *failback.Disk, path, at string) error {
 		return nil
 	}
 	return &failback.RefusedError{Volume: path, Reason: fmt.Sprintf("its journal %s says that a staged sync was being applied to it when it was interrupted", usual),
-		Next: fmt.Sprintf("finish that first (failback apply %s %s), or give it up (--discard)", path, filepath.Dir(rec.Stage))}
+		Next: fmt.Sprintf("if nothing else has written it since, finish that first (failback apply %s %s), or give it up (--discard)", path, filepath.Dir(rec.Stage))}
 }
 
 // where is the path of the resume journal of a volume here, "" for none.

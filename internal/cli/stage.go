@@ -94,6 +94,7 @@ type applyFlags struct {
 	out     outputFlags
 	place   placeFlags
 	discard bool
+	written bool // go on though it was, or may have been, written since
 }
 
 // applyJSON is what was done with a stage.
@@ -125,12 +126,16 @@ finishes it. A sync that had only gathered leaves TARGET as it was and nothing t
 apply.
 
 Only a sync that came to record how it left TARGET lets us see that nobody has
-written it since. After a kill or a power cut nothing tells: what was staged is
-applied all the same, and TARGET stays in doubt until a sync onto it has compared
-all of it. As a source it is then taken only with --allow-inconsistent.
+written it since. Where something has, or after a kill or a power cut, when
+nothing tells, it is refused before the first byte: what was written since would
+be lost where something is staged. On a device what tells counts all that lies on
+its disk, so another volume's writes are taken for such.
 
-  --discard   gives the stage up: TARGET stays as the crash has left it, marked
-              inconsistent, until a sync has made it equal to something
+  --though-written  goes on all the same and says first what is lost; TARGET stays
+                    in doubt until a sync onto it has compared all of it, and as
+                    a source it is taken only with --allow-inconsistent
+  --discard         gives the stage up: TARGET stays as the crash has left it, marked
+                    inconsistent, until a sync has made it equal to something
 
 Exit codes: 0 done, 1 done but TARGET is in doubt, 2 usage, 3 failed, 4 refused
 (nothing was touched).`,
@@ -139,18 +144,22 @@ Exit codes: 0 done, 1 done but TARGET is in doubt, 2 usage, 3 failed, 4 refused
 		Annotations: map[string]string{schemaKey: schemaApply},
 	}
 	c.Flags().BoolVar(&f.discard, "discard", false, "give up the stage of TARGET and remove it")
+	c.Flags().BoolVar(&f.written, "though-written", false, "apply it though TARGET was, or may have been, written since: what was is lost where something is staged")
 	c.Flags().StringVar(&f.place.state, "state", "", "`DIR` where the journal of TARGET is, if the sync was told one")
 	a.addOutputFlags(c, &f.out)
 	return a.runs(c, func(ctx context.Context, args []string) error { return a.apply(ctx, &f, args[0], args[1]) })
 }
 
 func (a *app) apply(ctx context.Context, f *applyFlags, target, dir string) (err error) {
+	if f.discard && f.written {
+		return usagef("--discard and --though-written do not go together")
+	}
 	d, err := failback.Open(target, failback.OpenOptions{Write: true})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.Close()) }()
-	s := failback.Side{Volume: d, Name: target}
+	s := failback.Side{Volume: d, Name: target, ThoughWritten: f.written}
 	if s.Stage, err = filepath.Abs(dir); err != nil {
 		return err
 	}
