@@ -42,7 +42,7 @@ func (p *placeFlags) journal(d *failback.Disk, path string, write bool) (string,
 	if err != nil || at == "" || !write {
 		return at, err
 	}
-	if err := os.MkdirAll(filepath.Dir(at), 0o700); err != nil {
+	if err := makeDir(filepath.Dir(at)); err != nil {
 		return "", &failback.RefusedError{Volume: path, Reason: fmt.Sprintf("there is no place for its resume journal (%v)", err),
 			Next: "give one (--state DIR), or do without (--no-journal)"}
 	}

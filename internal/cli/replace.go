@@ -11,7 +11,7 @@ import (
 // what was there before. The directory is made if it is not there.
 func replaceFile(path string, b []byte) error {
 	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := makeDir(dir); err != nil {
 		return err
 	}
 	f, err := os.CreateTemp(dir, filepath.Base(path)+".tmp-*")
@@ -26,7 +26,7 @@ func replaceFile(path string, b []byte) error {
 // name of its own, so that at most one is ever left: there must be only one process
 // that does this for path.
 func replaceBy(path string, write func(io.Writer) error) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+	if err := makeDir(filepath.Dir(path)); err != nil {
 		return err
 	}
 	f, err := os.OpenFile(tempBeside(path), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
@@ -54,9 +54,5 @@ func putInPlace(f *os.File, path string, err error) error {
 	if err != nil {
 		return errors.Join(err, os.Remove(f.Name()))
 	}
-	d, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return syncDir(filepath.Dir(path))
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
@@ -62,7 +61,7 @@ func (s *stageFlags) place(dst *side) error {
 func makeStageDir(dir, volume string) (string, error) {
 	abs, err := filepath.Abs(dir)
 	if err == nil {
-		err = os.MkdirAll(abs, 0o700)
+		err = makeDir(abs)
 	}
 	if err != nil {
 		return "", &failback.RefusedError{Volume: volume, Reason: fmt.Sprintf("there is no place for its stage (%v)", err), Next: "name another directory (--stage DIR)"}
