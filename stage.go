@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/failback/failback/cbt"
-	"github.com/failback/failback/internal/journal"
 )
 
 // A stage is what a session writes, gathered beside its target (Side.Stage): the
@@ -37,7 +36,7 @@ type stage struct {
 	h     stageHead
 	base  *meter // the target; nothing counts what is read of it here
 	data  stageData
-	index journal.Store
+	index stageIndex
 	m     *cbt.DirtyMap // what is staged; dirty: data tells what, discarded: zeroes
 
 	// parts are taken for a block that is written in part: a volume of more than

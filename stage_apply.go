@@ -1,6 +1,7 @@
 package failback
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -34,7 +35,7 @@ func (s *stage) settle(state stageState) error {
 	var chain xxhash.Digest
 	chain.Reset()
 	if err == nil {
-		err = s.pages(func(page int64, b []byte) error { return s.sumPage(&h, &chain, page, b) })
+		err = s.pages(s.index.ReadAt, func(page int64, b []byte) error { return s.sumPage(&h, &chain, page, b) })
 	}
 	if err == nil {
 		err = s.index.Sync()
@@ -52,12 +53,20 @@ func (s *stage) settle(state stageState) error {
 	return nil
 }
 
-// declare says in the head of a settled stage what it is now, durably.
+// declare says in the head of a settled stage what it is now, durably, and reads that
+// back from its medium.
 func (s *stage) declare(state stageState) error {
 	h := s.h
 	h.state = state
 	if err := s.files.place(s.path, h.encode()); err != nil {
 		return stageFailure(s.path, stageWriting, err)
+	}
+	got, err := s.files.head(s.path)
+	if err == nil && !bytes.Equal(got, h.encode()) {
+		err = stageCorrupt("its head is not what was written")
+	}
+	if err != nil {
+		return stageFailure(s.path, stageReading, err)
 	}
 	s.h = h
 	return nil
@@ -65,14 +74,14 @@ func (s *stage) declare(state stageState) error {
 
 // pages calls do with every page of the index that tells of something staged, in
 // order. b is the page, and is do's until it returns.
-func (s *stage) pages(do func(page int64, b []byte) error) error {
+func (s *stage) pages(read func([]byte, int64) (int, error), do func(page int64, b []byte) error) error {
 	buf := getBuf(stagePage)
 	defer buf.put()
 	last := int64(-1)
 	for r := range s.m.Runs() {
 		first, end := r.Off/s.h.block/stageEntries, (r.End-1)/s.h.block/stageEntries
 		for page := max(first, last+1); page <= end; page++ {
-			if err := readAll(s.index.ReadAt, buf.b[:stagePage], page*stagePage); err != nil {
+			if err := readAll(read, buf.b[:stagePage], page*stagePage); err != nil {
 				return err
 			}
 			if err := do(page, buf.b[:stagePage]); err != nil {
@@ -154,12 +163,9 @@ func (s *stage) loadPage(found *stageHead, chain *xxhash.Digest, page int64, b [
 	if allZero(b) {
 		return nil
 	}
-	sum := binary.LittleEndian.Uint64(b[stagePage-8:])
-	if sum != s.h.pageSum(page, b) {
-		first, last := s.h.extent(page*stageEntries), s.h.extent(min((page+1)*stageEntries, s.h.blocks())-1)
-		return stageCorrupt("the page of its index at %#x, which tells of %v, is not what was written", page*stagePage, cbt.Extent{Off: first.Off, End: last.End})
+	if err := s.checkPage(chain, page, b); err != nil {
+		return err
 	}
-	chainPage(chain, page, sum)
 	for i := range int64(stageEntries) {
 		e := pageEntry(b, i)
 		if e == entryNone {
@@ -180,6 +186,29 @@ func (s *stage) loadPage(found *stageHead, chain *xxhash.Digest, page int64, b [
 	return nil
 }
 
+// checkPage holds a page of the index against its checksum, which goes into the chain.
+func (s *stage) checkPage(chain *xxhash.Digest, page int64, b []byte) error {
+	sum := binary.LittleEndian.Uint64(b[stagePage-8:])
+	if sum != s.h.pageSum(page, b) {
+		first, last := s.h.extent(page*stageEntries), s.h.extent(min((page+1)*stageEntries, s.h.blocks())-1)
+		return stageCorrupt("the page of its index at %#x, which tells of %v, is not what was written", page*stagePage, cbt.Extent{Off: first.Off, End: last.End})
+	}
+	chainPage(chain, page, sum)
+	return nil
+}
+
+// checkIndex reads the index of a settled stage from its medium: what a cache has of it
+// says nothing of what is there after a power cut.
+func (s *stage) checkIndex() error {
+	var chain xxhash.Digest
+	chain.Reset()
+	err := s.pages(s.index.ReadMediumAt, func(page int64, b []byte) error { return s.checkPage(&chain, page, b) })
+	if err == nil && s.h.data+s.h.zeroes > 0 && chain.Sum64() != s.h.pages {
+		err = stageCorrupt("its index is not the one that its head tells of")
+	}
+	return stageFailure(s.path, stageReading, err)
+}
+
 // chunks yields what is staged, in order: content up to 1 MiB, zeroes up to clearStep.
 func (s *stage) chunks(yield func(stageChunk) error) error {
 	var c stageChunk
@@ -191,7 +220,7 @@ func (s *stage) chunks(yield func(stageChunk) error) error {
 		c = stageChunk{}
 		return yield(full)
 	}
-	err := s.pages(func(page int64, b []byte) error {
+	err := s.pages(s.index.ReadAt, func(page int64, b []byte) error {
 		for i := range int64(stageEntries) {
 			e := pageEntry(b, i)
 			if e == entryNone {
@@ -267,10 +296,13 @@ func (s *stage) content(c stageChunk, buf []byte, read func([]byte, int64) (int,
 	return b, nil
 }
 
-// check reads all that is staged from its medium: what is damaged is found before
+// check reads all that is staged, and its index, from their medium: what is damaged is found before
 // the target is touched. tick is told how many bytes of the target are done, from
 // several goroutines, here and below.
 func (s *stage) check(ctx context.Context, tick func(int64)) error {
+	if err := s.checkIndex(); err != nil {
+		return err
+	}
 	return s.spread(ctx, func(_ context.Context, c stageChunk, buf []byte) error {
 		if c.sums != nil {
 			if _, err := s.content(c, buf, s.data.ReadMediumAt); err != nil {

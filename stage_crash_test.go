@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 
 	fault "github.com/failback/failback/internal/faulty"
@@ -143,6 +144,40 @@ func (b *stageBench) twice(t *testing.T, name string) *stageBench {
 		left.wholly(t)
 	}
 	return b.restart(100)
+}
+
+// TestStageMedium (L7, L5): what a disk has kept otherwise than it said, of the content,
+// the index or the head, while a cache has it right, is found before the target is
+// marked: after a power cut nobody could finish it.
+func TestStageMedium(t *testing.T) {
+	clean := newStageBench(512<<10, false)
+	if _, err := clean.sync(t); err != nil {
+		t.Fatal(err)
+	}
+	writes := map[string][]fault.Event{}
+	for _, e := range clean.power.Steps() {
+		if _, file, ok := strings.Cut(e.On, stageSuffix); ok && e.Op == fault.Write {
+			writes[file] = append(writes[file], e)
+		}
+	}
+	for file, list := range writes { // content, index, and the head before it gets its name
+		for _, e := range []fault.Event{list[0], list[len(list)-1]} {
+			if file == ".tmp" && e.N == 1 {
+				continue // it is of a stage that is filling, and another one follows
+			}
+			for _, kind := range []fault.Kind{fault.Lost, fault.Flip} {
+				b := newStageBench(512<<10, false)
+				b.power.Add(fault.Rule{Op: fault.Write, On: e.On, N: e.N, Kind: kind})
+				_, err := b.sync(t)
+				if !errors.Is(err, errStageCorrupt) && !isWrong(err) || !bytes.Equal(b.dst.Bytes(), b.old) || b.journal(t) != nil {
+					t.Errorf("%s: write %d to %s: %v, the journal is %+v", kind, e.N, file, err, b.journal(t))
+				}
+			}
+		}
+	}
+	if len(writes) != 3 {
+		t.Errorf("written: %d files", len(writes))
+	}
 }
 
 // TestStageFlips (L9): a bit that flips in what is staged, before it is applied or

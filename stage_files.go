@@ -57,9 +57,15 @@ type stageData interface {
 	io.Closer
 }
 
+// stageIndex is where the index lies.
+type stageIndex interface {
+	journal.Store
+	MediumReader
+}
+
 // stageFiles is where stages lie; tests put faults there.
 type stageFiles interface {
-	// head returns what a head holds, or a byte more than a head has.
+	// head returns what a head holds on its medium, or a byte more than a head has.
 	head(path string) ([]byte, error)
 	// place makes the file at path hold content, whole or not at all, and durable.
 	place(path string, content []byte) error
@@ -67,7 +73,7 @@ type stageFiles interface {
 	create(path string, size int64) error
 	// data opens the content for this process alone.
 	data(path string) (stageData, error)
-	index(path string) (journal.Store, error)
+	index(path string) (stageIndex, error)
 	remove(path string) error
 	syncDir(dir string) error
 }
@@ -84,6 +90,10 @@ func (stageDisk) head(path string) (b []byte, err error) {
 	defer func() { err = errors.Join(err, f.Close()) }()
 	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
 		return nil, errors.Join(err, errNotStage)
+	}
+	// What is not written yet stays, and so does all where there is no other medium.
+	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+		return nil, err
 	}
 	return io.ReadAll(io.LimitReader(f, stageHeadBytes+1))
 }
@@ -106,13 +116,31 @@ func (stageDisk) data(path string) (stageData, error) {
 	return d, nil
 }
 
-func (stageDisk) index(path string) (journal.Store, error) {
+func (stageDisk) index(path string) (stageIndex, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return nil, err
 	}
-	return f, nil
+	medium, err := Open(path, OpenOptions{})
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return &indexFile{f, medium}, nil
 }
+
+// indexFile is written through the page cache, for it is written in pieces, and read
+// from the medium by another door.
+type indexFile struct {
+	*os.File
+	medium *Disk
+}
+
+// ReadMediumAt implements [MediumReader].
+func (f *indexFile) ReadMediumAt(p []byte, off int64) (int, error) {
+	return f.medium.ReadMediumAt(p, off)
+}
+
+func (f *indexFile) Close() error { return errors.Join(f.medium.Close(), f.File.Close()) }
 
 func (stageDisk) remove(path string) error { return os.Remove(path) }
 

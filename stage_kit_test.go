@@ -3,6 +3,7 @@ package failback
 import (
 	"bytes"
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"testing"
@@ -14,7 +15,19 @@ import (
 // faultyStages keeps stages on a file system that loses power.
 type faultyStages struct{ *fault.Dir }
 
-func (d faultyStages) head(path string) ([]byte, error) { return d.ReadFile(path) }
+func (d faultyStages) head(path string) (b []byte, err error) {
+	f, err := d.Open(path, os.O_RDONLY)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	b = make([]byte, stageHeadBytes+1)
+	n, err := f.ReadMediumAt(b, 0)
+	if err == io.EOF {
+		err = nil
+	}
+	return b[:n], err
+}
 
 func (d faultyStages) place(path string, content []byte) error {
 	return d.Place(path, content)
@@ -39,7 +52,7 @@ func (d faultyStages) data(path string) (stageData, error) {
 	return f, nil
 }
 
-func (d faultyStages) index(path string) (journal.Store, error) {
+func (d faultyStages) index(path string) (stageIndex, error) {
 	f, err := d.Open(path, os.O_RDWR)
 	if err != nil {
 		return nil, err

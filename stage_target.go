@@ -260,7 +260,7 @@ func (t *target) sealStaged(ctx context.Context, g *errgroup.Group, out message.
 // enact makes of the target what is staged. The order is (L10):
 //
 //  1. sync what is staged, and its index; read all of it from the medium; say in its
-//     head that it is whole. Whoever owns the target decides here (Side.Commit)
+//     head that it is whole, and read that back. Whoever owns the target decides here (Side.Commit)
 //  2. save what the target holds there, and end the undo log, if there is one
 //  3. record in the journal that the target is being made equal to this stage: from
 //     here on it will be, whatever happens (redo does the rest)
