@@ -34,6 +34,31 @@ func (d *Disk) Allocated(ctx context.Context) ([]cbt.Extent, error) {
 	return list, nil
 }
 
+// reserve has the file system set space aside for the n bytes at off where it stores
+// nothing yet, so that writing them does not fail for want of it. They read as before;
+// the time of the file's last change is another one. A device, and a file system that
+// does not do that, are not asked. Cost: one system call where all is stored, else two.
+func (d *Disk) reserve(off, n int64) error {
+	if err := d.enter(); err != nil {
+		return err
+	}
+	defer d.leave()
+	if d.block {
+		return nil
+	}
+	if err := d.checkWrite("reserve", off, n); err != nil {
+		return err
+	}
+	if hole, err := d.seek(off, unix.SEEK_HOLE); err == nil && hole >= off+n {
+		return nil
+	}
+	err := again(func() error { return unix.Fallocate(d.fdBuf, unix.FALLOC_FL_KEEP_SIZE, off, n) })
+	if err == nil || unsupported(err) {
+		return nil
+	}
+	return d.ioError("reserve", off, int(n), err)
+}
+
 // dataRanges walks a file of size bytes by seek, which is lseek. It returns at
 // most limit ranges and never holds more than twice as many.
 func dataRanges(ctx context.Context, size int64, limit int, seek func(off int64, whence int) (int64, error)) ([]cbt.Extent, error) {

@@ -164,6 +164,15 @@ func (m *meter) writes() (string, error) {
 	return clip(text), nil
 }
 
+// reserve makes sure that there is room for the n bytes at off, where the volume can.
+func (m *meter) reserve(off, n int64) error {
+	r, ok := m.v.(interface{ reserve(off, n int64) error })
+	if !ok {
+		return nil
+	}
+	return r.reserve(off, n)
+}
+
 // allocated returns the ranges that may hold data, and whether the volume knows.
 func (m *meter) allocated(ctx context.Context) ([]cbt.Extent, bool, error) {
 	a, ok := m.v.(Allocator)

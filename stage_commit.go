@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 // A commitFunc decides about a stage that is whole: see Side.Commit.
@@ -80,6 +82,23 @@ func (t *target) alone() error {
 	stamp, err := t.base.stamp()
 	if err == nil && now == "" && stamp != t.stage.h.stamp && t.o.Events.Note != nil {
 		t.o.Events.Note(fmt.Sprintf("%s may have been written while what differs was gathered (%s, now %s): nothing tells for certain", t.name, t.stage.h.stamp, stamp))
+	}
+	return err
+}
+
+// room makes sure that a sparse target has room for what is going to be written to it,
+// before it is: were there none half-way, it would stay in between until somebody makes
+// some (L5). What it reads as is not touched.
+func (t *target) room(ctx context.Context) error {
+	err := t.stage.chunks(func(c stageChunk) error {
+		if c.sums == nil && c.Len() >= punchBytes {
+			return ctx.Err() // it gives room back
+		}
+		return errors.Join(ctx.Err(), t.base.reserve(c.Off, c.Len()))
+	})
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return &RefusedError{Volume: t.name, cause: err, Reason: fmt.Sprintf("it is sparse, and there is no room where it lies for what is staged (%v)", err),
+			Next: "make room there, or stage elsewhere (--stage DIR), and sync again: it reads as it did"}
 	}
 	return err
 }

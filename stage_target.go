@@ -261,7 +261,8 @@ func (t *target) sealStaged(ctx context.Context, g *errgroup.Group, out message.
 //
 //  1. sync what is staged, and its index; read all of it from the medium; say in its
 //     head that it is whole, and read that back. Whoever owns the target decides here (Side.Commit)
-//  2. save what the target holds there, and end the undo log, if there is one
+//  2. save what the target holds there, and end the undo log, if there is one; see that
+//     nobody has written the target meanwhile, and that it has room
 //  3. record in the journal that the target is being made equal to this stage: from
 //     here on it will be, whatever happens (redo does the rest)
 //  4. write it to the target, sync that, read it back from the medium (L7); all of the
@@ -301,13 +302,14 @@ func (t *target) enact(ctx, on context.Context) error {
 		steps := []func() error{
 			func() error { return t.saveStaged(until, out) },
 			func() error { return t.alone() },
+			func() error { return t.room(until) },
 			func() error { return t.mark(until) },
 			func() error { return s.apply(on, out, p) },
 			func() error { return t.provePass(on, out) },
 			func() error { return t.log.complete(t.span()) },
 		}
 		if empty {
-			steps = append(steps[:2:2], steps[5])
+			steps = append(steps[:2:2], steps[6])
 		}
 		return inTurn(steps)
 	})

@@ -247,6 +247,53 @@ func (p *stagedPair) told(t *testing.T, q *process) {
 	}
 }
 
+// small mounts a file system of 8 MiB, which remount makes larger.
+func small(t *testing.T, dir string) (remount func()) {
+	t.Helper()
+	if err := unix.Mount("small", dir, "tmpfs", 0, "size=8m"); err != nil {
+		t.Skipf("needs tmpfs: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	return func() {
+		if err := unix.Mount("small", dir, "tmpfs", unix.MS_REMOUNT, "size=64m"); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestStageTargetFull (L5): a sparse target that has no room for what is staged is found
+// to be so before it is touched.
+func TestStageTargetFull(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root (CAP_SYS_ADMIN) to mount a small file system")
+	}
+	p := newStagedPair(t)
+	dir := t.TempDir()
+	remount := small(t, dir)
+	p.target, p.old = filepath.Join(dir, "b.img"), make([]byte, stagedSize)
+	if err := os.WriteFile(p.target, []byte("some"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	copy(p.old, "some")
+	if err := os.Truncate(p.target, stagedSize); err != nil {
+		t.Fatal(err)
+	}
+	q := finish(t, 4, p.bin, "sync", "--stage", p.stages, p.source, p.target)
+	if !strings.Contains(q.said.String(), "no room where it lies") {
+		t.Errorf("it said:\n%s", q.said.String())
+	}
+	if got := p.state(t); got != "old" {
+		t.Errorf("the target is %s", got)
+	}
+	remount()
+	finish(t, 0, p.bin, "sync", "-q", "--stage", p.stages, p.source, p.target)
+	p.equal(t)
+}
+
 // TestStageDiskFull: where what differs does not fit beside the target, the sync ends
 // with the reason and the target is as it was; with room made it ends well.
 func TestStageDiskFull(t *testing.T) {
@@ -257,14 +304,7 @@ func TestStageDiskFull(t *testing.T) {
 	if err := os.Mkdir(p.stages, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.Mount("small", p.stages, "tmpfs", 0, "size=8m"); err != nil {
-		t.Skipf("needs tmpfs: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(p.stages, 0); err != nil {
-			t.Error(err)
-		}
-	})
+	remount := small(t, p.stages)
 	q := finish(t, 3, p.bin, "sync", "--stage", p.stages, p.source, p.target)
 	for _, want := range []string{"no space left", "only staged", "make room beside the stage"} {
 		if !strings.Contains(q.said.String(), want) {
@@ -277,9 +317,7 @@ func TestStageDiskFull(t *testing.T) {
 	if left, err := os.ReadDir(p.stages); err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v (%v)", left, err)
 	}
-	if err := unix.Mount("small", p.stages, "tmpfs", unix.MS_REMOUNT, "size=64m"); err != nil {
-		t.Fatal(err)
-	}
+	remount()
 	finish(t, 0, p.bin, "sync", "-q", "--stage", p.stages, p.source, p.target)
 	p.equal(t)
 }
