@@ -267,8 +267,11 @@ func (b *logbook) leave(vol *meter, err error) error {
 	var failed error
 	wrong, left := isWrong(err) || errors.As(err, &lost), ""
 	begun, broken := b.state()
-	if broken {
+	switch {
+	case broken:
 		return nil // and err says why
+	case b.rec.Started.IsZero():
+		return nil // it ended before it had a record: what lies there is another one's
 	}
 	if begun && lost == nil {
 		if failed = vol.sync(); failed == nil {

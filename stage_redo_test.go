@@ -153,6 +153,28 @@ func TestStageOverWrites(t *testing.T) {
 	}
 }
 
+// TestStageRedoWrong (L5): where what is finished is not what the medium holds then, the
+// mark stays, and the stage, whoever tried it; the next one finishes it.
+func TestStageRedoWrong(t *testing.T) {
+	for _, apply := range []bool{false, true} {
+		b := halfApplied(t, false)
+		b.power.Add(fault.Rule{Op: fault.Write, On: "target", N: 2, Kind: fault.Flip})
+		_, err := b.sync(t)
+		if !isWrong(err) {
+			t.Fatalf("got %v", err)
+		}
+		if rec := b.journal(t); rec == nil || rec.Stage == "" || !rec.Suspect || !rec.Touched {
+			t.Fatalf("the journal is %+v", rec)
+		}
+		if apply {
+			if r, err := b.anyhow().ApplyStage(t.Context(), Options{}, false); err != nil || r.Doubt == "" {
+				t.Fatalf("%v: %+v", err, r)
+			}
+		}
+		b.again(t, "after it was wrong", stageTestDir)
+	}
+}
+
 // TestStageTold: before a byte of the target is written it is told that a stage is
 // applied, also that of an earlier session, and wherever both sides are.
 func TestStageTold(t *testing.T) {
