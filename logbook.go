@@ -325,9 +325,11 @@ func (b *logbook) note(change func(*journal.Record) bool) error {
 // the volume is marked inconsistent with, so the session does not do without.
 func (b *logbook) explain(err error) error {
 	if b.file == nil {
-		return &RefusedError{Volume: b.name, cause: err,
-			Reason: fmt.Sprintf("its resume journal cannot be kept (%v)", err),
-			Next:   "keep it elsewhere (--state DIR), or do without (--no-journal): then an interrupted sync cannot be resumed"}
+		next := "keep it elsewhere (--state DIR), or do without (--no-journal): then an interrupted sync cannot be resumed"
+		if b.staged {
+			next = "make room there, or keep it elsewhere (--state DIR): a staged sync does not do without"
+		}
+		return &RefusedError{Volume: b.name, cause: err, Reason: fmt.Sprintf("its resume journal cannot be kept (%v)", err), Next: next}
 	}
 	return fmt.Errorf("%w: make room there, or keep it elsewhere (--state DIR), and sync again", err)
 }

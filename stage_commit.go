@@ -77,7 +77,7 @@ func (t *target) alone() error {
 	if now != t.wrote {
 		return &RefusedError{Volume: t.name,
 			Reason: fmt.Sprintf("somebody has written it while what differs was gathered (%s, now %s)", cmp.Or(t.wrote, "unknown"), cmp.Or(now, "unknown")),
-			Next:   "find out who, and sync again when nobody does: it is as that left it, and nothing of this sync is in it"}
+			Next:   "find out who (of an image file a link or a rename counts, too), and sync again when nobody does: it is as that left it, and nothing of this sync is in it"}
 	}
 	stamp, err := t.base.stamp()
 	if err == nil && now == "" && stamp != t.stage.h.stamp && t.o.Events.Note != nil {

@@ -239,8 +239,7 @@ func (s Side) ApplyStage(ctx context.Context, o Options, discard bool) (*Report,
 		return nil, err
 	}
 	if rec == nil {
-		return nil, &RefusedError{Volume: s.label(), Reason: "no staged sync onto it was interrupted while it was applied",
-			Next: "sync again: what was only staged was not applied, and is dropped then"}
+		return nil, s.nothingPending()
 	}
 	dir, err := filepath.Abs(s.Stage)
 	if err != nil {
@@ -281,6 +280,17 @@ func (s Side) ApplyStage(ctx context.Context, o Options, discard bool) (*Report,
 	return &Report{Schema: schemaSync, Result: result, Doubt: r.doubt, Rung: "", Source: cleanText(rec.Source.Name), Target: s.label(), VolumeBytes: min(rec.Source.Size, rec.Target.Size),
 		Verified: VerifyChanged.String(), Codec: map[string]int64{}, StagedBytes: n, TargetWrittenBytes: p.written.Load(), TargetVerifiedBytes: p.right.Load(),
 		Seconds: Seconds{Apply: float64(p.nanoseconds()) / 1e9, Total: since(began)}}, nil
+}
+
+// nothingPending refuses to finish what no journal tells of.
+func (s Side) nothingPending() error {
+	if _, err := journal.Read(s.journalFiles(), s.Journal); errors.Is(err, journal.ErrCorrupt) {
+		return &RefusedError{Volume: s.label(), cause: err,
+			Reason: fmt.Sprintf("its resume journal is damaged (%v): whether a staged sync onto it was interrupted while it was applied, and left it half written, nothing tells", err),
+			Next:   "sync onto it again: all of it is compared"}
+	}
+	return &RefusedError{Volume: s.label(), Reason: "no staged sync onto it was interrupted while it was applied",
+		Next: "sync again: what was only staged was not applied, and is dropped then"}
 }
 
 // over removes the journal, unless it says something yet.

@@ -175,6 +175,36 @@ func TestStageRedoWrong(t *testing.T) {
 	}
 }
 
+// TestStageJournalDamaged: a journal that tells nothing does not tell that nothing was
+// being applied.
+func TestStageJournalDamaged(t *testing.T) {
+	b := halfApplied(t, false)
+	content, err := b.dir.ReadFile(stageTestJournal)
+	if err != nil {
+		t.Fatal(err)
+	}
+	content[100] ^= 1
+	content[len(content)/2+100] ^= 1
+	b.dir.WriteFile(stageTestJournal, content)
+	_, err = b.target().ApplyStage(t.Context(), Options{}, false)
+	var refused *RefusedError
+	if !errors.As(err, &refused) || !strings.Contains(refused.Reason, "nothing tells") || strings.Contains(refused.Next, "was not applied") {
+		t.Errorf("got %v", err)
+	}
+	b.again(t, "with its journal damaged", "")
+}
+
+// TestStageNoMark: a staged sync whose mark cannot be made is not told to do without.
+func TestStageNoMark(t *testing.T) {
+	b := newStageBench(512<<10, false)
+	b.power.Add(fault.Rule{Op: fault.Create, On: stageTestJournal + ".tmp", Kind: fault.NoSpace})
+	_, err := b.sync(t)
+	var refused *RefusedError
+	if !errors.As(err, &refused) || strings.Contains(refused.Next, "--no-journal") || !bytes.Equal(b.dst.Bytes(), b.old) {
+		t.Errorf("got %v, to do: %+v", err, refused)
+	}
+}
+
 // TestStageTold: before a byte of the target is written it is told that a stage is
 // applied, also that of an earlier session, and wherever both sides are.
 func TestStageTold(t *testing.T) {

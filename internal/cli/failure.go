@@ -38,6 +38,12 @@ type outcomeError struct {
 
 func (e *outcomeError) Unwrap() error { return e.error }
 
+// stagedError is an error of a sync that was staged: what to do after one that was not
+// does not hold.
+type stagedError struct{ error }
+
+func (e *stagedError) Unwrap() error { return e.error }
+
 // failure is what a person and a program are told when a command did not do
 // what it was asked to. Its JSON form is the one object on stdout.
 type failure struct {
@@ -52,6 +58,7 @@ type failure struct {
 	Report *failback.Report `json:"report,omitempty"` // of a sync that was done and left something behind
 
 	exit int
+	mend string // what Next says before it says how to go on; "": it is not of two parts
 }
 
 // explain decides by class what an error means. An error of no known class is
@@ -66,8 +73,12 @@ func explain(ctx context.Context, err error) failure {
 	var out *outcomeError
 	if errors.As(err, &out) {
 		f.State = out.state
-		if f.Next == "" {
+		var staged *stagedError
+		switch {
+		case f.Next == "":
 			f.Next = out.next
+		case f.mend != "" && errors.As(err, &staged):
+			f.Next = f.mend + "; " + out.next
 		}
 	}
 	return f
@@ -137,9 +148,9 @@ func (f *failure) classifyFile(err error) {
 	case errors.Is(err, cbt.ErrCorrupt), errors.Is(err, cbt.ErrNotMap):
 		f.Reason, f.Next = "not a whole dirty map", "leave it out: without a map everything is compared by hash and nothing is missed"
 	case errors.Is(err, syscall.EIO), errors.Is(err, syscall.ENXIO), errors.Is(err, syscall.ENODEV):
-		f.Reason, f.Next = "the device failed", "check the device and the kernel's log (dmesg), then run the same command again, a sync with --resume (unless it is a live one)"
+		f.repeat("the device failed", "check the device and the kernel's log (dmesg)")
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		f.Reason, f.Next = "no space left", "make room there, then run the same command again, a sync with --resume (unless it is a live one)"
+		f.repeat("no space left", "make room there")
 	case errors.Is(err, fs.ErrNotExist):
 		f.Reason, f.Next = "no such file or device", "look at the path"
 	case errors.Is(err, fs.ErrPermission):
@@ -153,6 +164,11 @@ func (f *failure) classifyFile(err error) {
 	default:
 		f.Reason = "error"
 	}
+}
+
+// repeat is of what may go well when the command is run again.
+func (f *failure) repeat(reason, mend string) {
+	f.Reason, f.mend, f.Next = reason, mend, mend+", then run the same command again, a sync with --resume (unless it is a live or a staged one)"
 }
 
 func (f *failure) refuse(volume, reason, next string) {

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/failback/failback"
@@ -87,6 +88,25 @@ func TestFailureText(t *testing.T) {
 	want = "failback sync: link down\n  state: b may hold a part\n  next:  run it again\n"
 	if got := out.text("failback sync"); got != want {
 		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// TestStagedAdvice: what to do about a device, or a lack of room, does not tell a staged
+// sync to go on with --resume, which is none of its flags; the journal that it needs is
+// not to be done without; and what a live one has gathered is sent again.
+func TestStagedAdvice(t *testing.T) {
+	staged := &syncFlags{fall: recoverFlags{stage: stageFlags{dir: "/st"}}}
+	for _, c := range []came{{moved: true}, {moved: true, applying: true}, {applying: true}} {
+		for _, errno := range []error{syscall.EIO, syscall.ENOSPC} {
+			f := explain(t.Context(), staged.outcome(fmt.Errorf("write b: %w", errno), "b", c))
+			if strings.Contains(f.Next, "--resume") || !strings.Contains(f.Next, "run the same command again") || c.applying && !strings.Contains(f.Next, "failback apply") {
+				t.Errorf("%v: %q", errno, f.Next)
+			}
+		}
+	}
+	staged.live.on = true
+	if f := explain(t.Context(), staged.outcome(errors.New("x"), "b", came{moved: true})); strings.Contains(f.Next, "not sent again") || f.Next == "" {
+		t.Errorf("live: %q", f.Next)
 	}
 }
 

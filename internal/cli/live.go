@@ -400,10 +400,13 @@ func (v *liveSync) end(ctx context.Context) error {
 }
 
 // next says what to do after a live sync that did not finish.
-func (l *liveFlags) next(err error) string {
+func (l *liveFlags) next(err error, staged bool) string {
 	var none *failback.ConvergenceError
 	if errors.As(err, &none) {
 		return none.Next()
+	}
+	if staged {
+		return "the writers go on; see to that, then run the same command again"
 	}
 	return "the writers go on; see to that, then run the same command again: what has arrived is not sent again"
 }

@@ -72,6 +72,7 @@ func makeStageDir(dir, volume string) (string, error) {
 // stageOutcome says what the target holds after a sync that did not finish and was
 // staged, or was finishing one that was. Once it was told to apply, only the target knows.
 func (r *recoverFlags) stageOutcome(err error, target, next string, c came) error {
+	err = &stagedError{err}
 	switch {
 	case !c.applying && c.redone:
 		return &outcomeError{err, target + " was made what an interrupted sync was going to make it; what had come since was only staged", next}
@@ -173,7 +174,7 @@ func (a *app) apply(ctx context.Context, f *applyFlags, target, dir string) (err
 	case errors.As(err, &refused):
 		return err
 	case err != nil:
-		return &outcomeError{err, target + " holds a part of the change and equals neither its old content nor the source; its stage holds all of it", "see to that, then run the same command again"}
+		return &outcomeError{&stagedError{err}, target + " holds a part of the change and equals neither its old content nor the source; its stage holds all of it", "see to that, then run the same command again"}
 	}
 	err = a.showApply(&applyJSON{Schema: schemaApply, Target: target, Stage: dir}, r, f.out)
 	if err == nil && r != nil && r.Doubt != "" {

@@ -280,7 +280,7 @@ func (s *syncFlags) outcome(err error, target string, c came) error {
 		return err
 	case c.applying || s.fall.stage.on() && c.moved:
 		if s.live.on {
-			again = s.live.next(err)
+			again = s.live.next(err, s.fall.stage.on())
 		}
 		return s.fall.stageOutcome(err, target, again, c)
 	case !c.moved && c.far:
@@ -290,7 +290,7 @@ func (s *syncFlags) outcome(err error, target string, c came) error {
 	}
 	next := "run the same command again with --resume: it goes on where it was (without: both sides are compared, and what has arrived is not sent again)"
 	if s.live.on {
-		next = s.live.next(err)
+		next = s.live.next(err, false)
 	}
 	if s.fall.undo != "" || s.fall.undoServed {
 		next += "; or put back what was there: failback undo"
