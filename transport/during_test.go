@@ -63,7 +63,7 @@ func TestDuringBroken(t *testing.T) {
 		took time.Duration
 	}{
 		{"closed here", func(c *Conn, _ io.Closer) { c.Close() }, os.ErrClosed, 0},
-		{"closed there", func(_ *Conn, peer io.Closer) { peer.Close() }, io.ErrClosedPipe, 5 * time.Second}, // the next ping
+		{"closed there", func(_ *Conn, peer io.Closer) { peer.Close() }, io.ErrClosedPipe, 7 * time.Second}, // the next ping, and time for a last word
 		{"of no use", func(*Conn, io.Closer) {}, ErrIdle, time.Minute},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -102,6 +102,25 @@ func TestDuringBroken(t *testing.T) {
 			check(t, a.Send(26, nil)) // it is still open
 			a.Close()
 		})
+	})
+}
+
+// TestLastWord: a ping that finds the peer gone does not lose what that said before.
+func TestLastWord(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x, y := Pipe()
+		a, b := New(x, Options{}), New(y, Options{})
+		check(t, b.Send(26, nil))
+		check(t, y.Close())
+		ran := make(chan error, 1)
+		go func() { ran <- a.Run(t.Context()) }()
+		<-time.After(6 * time.Second) // the ping was after 5
+		f, err := a.Read()
+		if err != nil || f.Kind != 26 {
+			t.Errorf("read %v, %v", f, err)
+		}
+		a.Close()
+		check(t, <-ran)
 	})
 }
 

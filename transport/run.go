@@ -2,7 +2,10 @@ package transport
 
 import (
 	"context"
+	"errors"
+	"io"
 	"os"
+	"syscall"
 	"time"
 )
 
@@ -112,7 +115,7 @@ func (c *Conn) untilSilent() time.Duration {
 }
 
 // ping sends pings and pongs until the connection is closed, or stop is, and
-// closes the connection if it cannot. It is a goroutine of its own: where its write waits, watch does not.
+// closes the connection if it cannot, a moment later where the peer has closed. It is a goroutine of its own: where its write waits, watch does not.
 func (c *Conn) ping(stop <-chan struct{}) error {
 	timer := time.NewTimer(c.untilIdle())
 	defer timer.Stop()
@@ -134,14 +137,29 @@ func (c *Conn) ping(stop <-chan struct{}) error {
 		if err == nil {
 			continue
 		}
+		// The peer may have closed behind its last word, which is to be read yet.
+		late := time.NewTimer(c.lastWord(err))
+		defer late.Stop()
 		select {
 		case <-c.closed: // the error says no more than that
 			return nil
-		default:
+		case <-stop:
+			return nil
+		case <-late.C:
 			c.Close()
 			return err
 		}
 	}
+}
+
+// lastWord is how long to read on after a write that failed.
+func (c *Conn) lastWord(err error) time.Duration {
+	for _, gone := range []error{io.ErrClosedPipe, syscall.EPIPE, syscall.ECONNRESET} {
+		if errors.Is(err, gone) {
+			return min(2*time.Second, max(c.opts.Timeout, 0))
+		}
+	}
+	return 0
 }
 
 // untilIdle is how long nothing more may be written before a ping is due.
